@@ -1,0 +1,86 @@
+"""The manifest of a model bundle: the only thing the runtime believes about a model.
+
+`converters` writes it, `edge.models.bundle` reads it and checks the files beside it against it.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Task = Literal["detector", "classifier", "landmarks", "embedder"]
+Decoder = Literal["yolov10", "yunet", "ssd", "single_box", "softmax", "sigmoid", "points", "vector"]
+Role = Literal["onnx", "xml", "bin", "fp16_xml", "fp16_bin", "golden"]
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of the bundle; `path` is relative to the manifest and stays inside its folder."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the network itself eats: the runtimes turn (N, H, W, 3) uint8 BGR into this.
+
+    Each channel becomes `(x - mean) / scale`, x in 0–255. `batch` 0 means dynamic.
+    """
+
+    width: int
+    height: int
+    batch: int = 1
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    color: Literal["BGR", "RGB", "GRAY"] = "RGB"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    scale: tuple[float, ...] = (255.0, 255.0, 255.0)
+    fit: Literal["letterbox", "stretch"] = "letterbox"
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The images that fixed the quantization ranges; `digest` is SHA-256 over their sorted SHA-256 list."""
+
+    dataset: str
+    images: int
+    digest: str = ""
+
+
+class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One figure: `accuracy` on `dataset`, or `latency` on `cpu`, of one artefact, with the command that repeats it."""
+
+    metric: str
+    value: float
+    artefact: Literal["source", "fp32", "int8_onnx", "int8_openvino", "fp16_openvino"]
+    command: str
+    dataset: str = ""
+    cpu: str = ""
+    threads: int = 0
+    images: int = 0
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model, its files, how to feed it, how to read its answer, where it comes from and how good it is.
+
+    `outputs` lists the output tensor names in the order the decoder wants them. `score_threshold` is that of this
+    quantized artefact (detector: keep a box; classifier: below it the head abstains). `crop_margin` is the fraction
+    of the face box added on every side, as the student was trained.
+    """
+
+    name: str
+    version: str
+    task: Task
+    decoder: Decoder
+    input: Input
+    outputs: tuple[str, ...]
+    files: dict[Role, File]
+    licence: str
+    source: str
+    labels: tuple[str, ...] = ()
+    score_threshold: float = 0.5
+    crop_margin: float = 0.0
+    opset: int = 0
+    architecture: str = ""
+    calibration: Calibration | None = None
+    accuracy: tuple[Measurement, ...] = ()
+    latency: tuple[Measurement, ...] = ()
+    notes: str = ""
+    schema: int = 1
