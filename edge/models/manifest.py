@@ -9,7 +9,7 @@ import msgspec
 
 Task = Literal["detector", "classifier", "landmarks", "embedder"]
 Decoder = Literal["yolov10", "yunet", "ssd", "single_box", "softmax", "sigmoid", "points", "vector"]
-Role = Literal["onnx", "xml", "bin", "fp16_xml", "fp16_bin", "golden"]
+Role = Literal["onnx", "xml", "bin", "fp16_xml", "fp16_bin", "golden", "checkpoint"]
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
