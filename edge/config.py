@@ -1,0 +1,283 @@
+"""One YAML file per box: what it says, as typed structs that check themselves. Read once, in `app.py`.
+
+An unknown key is an error, because it is a typo. Paths are relative to the config file. Secrets are named, never
+written here.
+"""
+
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from edge.errors import ConfigError
+from edge.strict_yaml import Credential, KeyMistake, YamlErrors, load
+from edge.wire import ID
+
+SENSITIVE = ("race", "emotion")  # heads that stay off until the site writes down why they are on
+DEFAULT_HEADS = ("age", "gender")
+SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models_int8"
+
+Id = Annotated[str, Meta(pattern=f"^{ID.pattern}$", description="1–63 letters, digits, '.', '_', '-'")]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Point = tuple[float, float]
+SourceKind = Literal["file", "folder", "usb", "rtsp", "http"]
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where frames come from: a video file, a folder of images, a USB index, an rtsp:// or http:// address."""
+
+    uri: Annotated[
+        str | int, Meta(description="clip.mp4, images/, 0, /dev/video0, rtsp://host/stream, http://host/mjpeg")
+    ]
+    user: str | None = None
+    password: Credential | None = None
+    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    transport: Literal["tcp", "udp"] = "tcp"
+    hw_decode: bool = False
+    silence_s: Annotated[float, Meta(ge=1, le=600)] = 20.0
+    realtime: Annotated[bool, Meta(description="play a file at its own pace instead of as fast as possible")] = False
+    recorded_at: (
+        Annotated[datetime, Meta(tz=True, description="when a recording began; else: so that it ends now")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(str(self.uri))
+        if parts.scheme in ("rtsp", "rtsps", "http", "https") and (parts.username or parts.password):
+            clean = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+            raise KeyMistake(
+                "uri",
+                "an address with credentials in it",
+                f"{clean} with `user: …` and `password: {{credential: NAME}}` beside it: no secret stands in a config",
+            )
+        if "://" in str(self.uri) and parts.scheme not in ("rtsp", "rtsps", "http", "https", "file"):
+            raise KeyMistake("uri", repr(self.uri), "a path, a USB index, or an rtsp:// or http:// address")
+
+    def kind(self, base: Path) -> SourceKind:
+        """Tell what the address stands for; `base` is the folder that relative paths start from."""
+        text = str(self.uri)
+        if text.isdecimal() or text.startswith("/dev/video"):
+            return "usb"
+        if text.startswith(("rtsp://", "rtsps://")):
+            return "rtsp"
+        if text.startswith(("http://", "https://")):
+            return "http"
+        return "folder" if text.endswith("/") or self.location(base).is_dir() else "file"
+
+    def location(self, base: Path) -> Path:
+        """Return the absolute path of a file or folder source."""
+        return (base / str(self.uri).removeprefix("file://")).resolve()
+
+
+class SortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """SORT's three numbers, in frames that were looked at: a larger max_age survives occlusion but swaps ids more."""
+
+    max_age: Annotated[int, Meta(ge=1, le=10_000)] = 30
+    min_hits: Annotated[int, Meta(ge=1, le=1000)] = 3
+    iou_threshold: Annotated[float, Meta(gt=0, lt=1)] = 0.3
+
+
+class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Look for faces only where something moves: saves most of the work on a quiet camera."""
+
+    enabled: bool = False
+    threshold: Annotated[float, Meta(gt=0, le=255, description="luma steps a pixel must change by")] = 12.0
+    area: Annotated[float, Meta(gt=0, le=1, description="fraction of pixels that must change")] = 0.002
+    recheck_s: Annotated[float, Meta(gt=0, le=60, description="look at standing faces at least this often")] = 2.0
+
+
+class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One camera: where its frames come from, what must not be seen, what looks for faces, how they are followed."""
+
+    id: Id
+    source: Source
+    detector: str = "yolov10n-face-320"
+    score_threshold: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    fps: Annotated[float, Meta(gt=0, le=60, description="detections a second; between them SORT predicts")] | None = (
+        None
+    )
+    masks: tuple[tuple[Point, ...], ...] = ()
+    gate: GateConfig = GateConfig()
+    sort: SortConfig = SortConfig()
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for i, polygon in enumerate(self.masks):
+            if len(polygon) < 3 or polygon_area(polygon) < 1e-6:
+                found = f"a polygon of {len(polygon)} points without area"
+                wrong.append(KeyMistake(f"masks[{i}]", found, "at least three points around an area"))
+            if not all(0 <= c <= 1 for point in polygon for c in point):
+                expected = "points [x, y] from 0 to 1: 0,0 is top left, 1,1 bottom right"
+                wrong.append(KeyMistake(f"masks[{i}]", "a polygon that leaves the frame", expected))
+        if wrong:
+            raise ExceptionGroup("masks", wrong)
+
+
+class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One classifier over faces. `race` and `emotion` need a written purpose; it is kept in the database."""
+
+    name: Id
+    bundle: str | None = None
+    purpose: str | None = None
+    min_face_px: Annotated[int, Meta(ge=16, le=1024)] = 64
+    threshold: (
+        Annotated[Fraction, Meta(description="below this the head abstains; the bundle's own unless set")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        if (
+            any(word in f"{self.name} {self.bundle or ''}".lower() for word in SENSITIVE)
+            and not (self.purpose or "").strip()
+        ):
+            raise KeyMistake(
+                "purpose",
+                "missing",
+                f"one sentence why this site infers {self.name}: it is off until a purpose is written",
+            )
+
+    @property
+    def bundle_name(self) -> str:
+        """Return the bundle of this head: `<name>-student` unless the config names another."""
+        return self.bundle or f"{self.name}-student"
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files for an encrypted connection; `cert` and `key` only where the broker wants a client certificate."""
+
+    ca: str
+    cert: str | None = None
+    key: str | None = None
+
+
+class Mqtt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    protocol: Literal["5", "3.1.1"] = "5"
+    user: str | None = None
+    password: Credential | None = None
+    tls: Tls | None = None
+    keep_alive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    deflate: bool = False
+
+
+class OutboxConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long and how much a box remembers while the centre is away, and how often it writes to its card."""
+
+    max_mb: Annotated[int, Meta(ge=8, le=65536)] = 256
+    max_days: Annotated[float, Meta(gt=0, le=365)] = 7
+    commit_s: Annotated[float, Meta(gt=0, le=1)] = 1.0
+
+
+class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The live page. Off loopback it needs a token and blurs faces."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes a free one")] = 8088
+    token: Credential | None = None
+    blur: bool | None = None
+    width: Annotated[int, Meta(ge=160, le=3840)] = 960
+    fps: Annotated[float, Meta(gt=0, le=60)] = 10
+
+    @property
+    def loopback(self) -> bool:
+        """Tell whether only this machine can open the page."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @property
+    def blurred(self) -> bool:
+        """Tell whether faces are blurred: off loopback unless the site says otherwise in writing."""
+        return not self.loopback if self.blur is None else self.blur
+
+    def __post_init__(self) -> None:
+        if not self.loopback and self.token is None:
+            raise KeyMistake("token", "missing", "`token: {credential: NAME}`, because the page is not on loopback")
+
+
+class Box(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A camera box: who it is, what it sees, where its events go."""
+
+    site: Id
+    box: Id
+    database: Annotated[str, Meta(description="UUID of the one database whose acks this box believes")]
+    cameras: Annotated[tuple[Camera, ...], Meta(min_length=1)]
+    heads: tuple[HeadConfig, ...] = tuple(HeadConfig(name) for name in DEFAULT_HEADS)
+    models_dir: str | None = None
+    state_dir: str = "/var/lib/facefleet"
+    credentials_dir: str | None = None
+    devices: Annotated[tuple[Literal["NPU", "GPU", "CPU"], ...], Meta(min_length=1)] = ("CPU",)
+    threads: Annotated[int, Meta(ge=0, le=256, description="inference threads; 0: all cores")] = 0
+    mqtt: Mqtt = Mqtt()
+    outbox: OutboxConfig = OutboxConfig()
+    presence_s: Annotated[int, Meta(ge=1, le=3600, description="grid of the presence counts")] = 60
+    update_s: Annotated[int, Meta(ge=60, le=86400, description="an update per visit at most this often")] = 60
+    health_s: Annotated[float, Meta(ge=1, le=3600)] = 60
+    preview: Preview = Preview()
+
+    def __post_init__(self) -> None:
+        if self.site == "bridge":
+            raise KeyMistake("site", "'bridge'", "another name: that topic is the bridges' own")
+        for key, names in (("cameras", [c.id for c in self.cameras]), ("heads", [h.name for h in self.heads])):
+            if twice := sorted({n for n in names if names.count(n) > 1}):
+                raise KeyMistake(key, f"a list that names {', '.join(twice)} twice", "each name once")
+        try:
+            UUID(self.database)
+        except ValueError:
+            raise KeyMistake("database", repr(self.database), "a UUID; `facefleet-bridge migrate` prints it") from None
+
+
+class LoadedConfig(msgspec.Struct, frozen=True):
+    """A box's config with the folder its relative paths start from and the digest that names this very text."""
+
+    box: Box
+    path: Path
+    digest: str
+
+    @property
+    def base(self) -> Path:
+        """Return the folder of the config file."""
+        return self.path.parent
+
+    @property
+    def state_dir(self) -> Path:
+        """Return where the outbox and the caches live."""
+        return (self.base / self.box.state_dir).resolve()
+
+    @property
+    def models_dir(self) -> Path:
+        """Return where bundles are looked for: the shipped ones unless the config names a folder."""
+        return (self.base / self.box.models_dir).resolve() if self.box.models_dir else SHIPPED_MODELS
+
+    @property
+    def credential_dirs(self) -> tuple[Path, ...]:
+        """Return the folders that named secrets may lie in, besides systemd's."""
+        return ((self.base / (self.box.credentials_dir or "credentials")).resolve(),)
+
+
+def load_box(path: Path) -> LoadedConfig:
+    """Read a box's config.
+
+    Raises:
+        ConfigError: all mistakes of the file, one a line, each with file:line, key, finding and expectation.
+    """
+
+    try:
+        box = load(path, Box)
+    except YamlErrors as error:
+        count = len(error.mistakes)
+        raise ConfigError(
+            f'{error}\n{count} mistake{"s"[: count != 1]}; edit the file and run "facefleet-edge check {path}"'
+        ) from error
+    return LoadedConfig(box, path.resolve(), sha256(path.read_bytes()).hexdigest()[:12])
+
+
+def polygon_area(polygon: tuple[Point, ...]) -> float:
+    """Return the area of a polygon by the shoelace formula, in squares of its unit."""
+    nexts = polygon[1:] + polygon[:1]
+    return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(polygon, nexts, strict=True))) / 2
