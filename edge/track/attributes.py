@@ -1,0 +1,254 @@
+"""Age, gender and the like belong to the track, not to the frame: few good crops, one vote, then silence.
+
+The pipeline shows every detected frame to `Attributes.observe`; `visits` reads `votes` when an event is due. Of a
+crop only its probabilities are kept, and those die with the track: no pixels outlive the call.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import ModelError
+from edge.models.decoders import probabilities
+from edge.models.runtime import Loaded
+from edge.track.crops import cut, frontality, sharpness, side_px
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadParams:
+    """How one head looks at a track.
+
+    Attributes:
+        name: the head's name in the config, such as `age`.
+        min_face_px: side of the square of equal area below which a face is not asked about; smaller asks about more
+            people and answers worse.
+        crop_margin: instead of the manifest's.
+        score_threshold: instead of the manifest's; a vote below it abstains.
+        best_k: samples kept per track; more is steadier and slower to change.
+        stable_after: stop looking after so many samples in a row that left a sure vote where it was.
+        max_samples: stop looking after so many samples whatever they said; bounds the cost of an undecided face.
+        better_by: once `best_k` samples are in, a new crop must promise so many times the worst of them.
+        spacing: frames from one sample of a track to its next; neighbours in time are nearly the same picture.
+    """
+
+    name: str
+    min_face_px: int = 64
+    crop_margin: float | None = None
+    score_threshold: float | None = None
+    best_k: int = 5
+    stable_after: int = 4
+    max_samples: int = 16
+    better_by: float = 1.1
+    spacing: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What a head says of a track: `label` None and `index` -1 when it abstains; `confidence` in [0, 1] of the best."""
+
+    label: str | None
+    index: int
+    confidence: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One crop's answer: `quality` ranks it among the track's, `area` (px²) weighs it in the vote."""
+
+    quality: float
+    area: float
+    chances: Floats
+
+
+@dataclass(slots=True)
+class Ballot:
+    """One head's samples of one track, best first."""
+
+    samples: list[Sample] = field(default_factory=list)
+    seen: int = 0
+    unchanged: int = 0
+    last: int = -1
+    not_before: int = 0
+
+    def bar(self, params: HeadParams, turn: int) -> float:
+        """Return the quality a crop must promise to be worth an inference; infinite when none would be."""
+        if turn < self.not_before or self.unchanged >= params.stable_after or self.seen >= params.max_samples:
+            return float("inf")
+        return self.samples[-1].quality * params.better_by if len(self.samples) >= params.best_k else 0.0
+
+    def add(self, sample: Sample, params: HeadParams, threshold: float, turn: int) -> None:
+        """Take a sample in, the worst one out, and note whether the vote stayed."""
+        self.samples = sorted([*self.samples, sample], key=lambda s: -s.quality)[: params.best_k]
+        self.seen += 1
+        self.not_before = turn + params.spacing
+        mean = self.mean()
+        winner = int(mean.argmax()) if mean.max() >= threshold else -1
+        self.unchanged = self.unchanged + 1 if winner == self.last and winner >= 0 else 0
+        self.last = winner
+
+    def mean(self) -> Floats:
+        """Return the area-weighted mean of the samples' probabilities, (C,)."""
+        weights = np.array([s.area for s in self.samples], np.float32)
+        chances = np.stack([s.chances for s in self.samples])
+        return np.asarray(weights @ chances / weights.sum(), np.float32)
+
+    def vote(self, labels: Sequence[str], threshold: float) -> Vote:
+        """Return the label, or abstain below the threshold or without a sample."""
+        if not self.samples:
+            return Vote(None, -1, 0.0, 0)
+        mean = self.mean()
+        best = int(mean.argmax())
+        sure = float(mean[best])
+        if sure < threshold:
+            return Vote(None, -1, sure, self.seen)
+        return Vote(labels[best], best, sure, self.seen)
+
+
+class Head:
+    """One classifier bundle and its ballots."""
+
+    def __init__(self, loaded: Loaded, params: HeadParams) -> None:
+        manifest = loaded.bundle.manifest
+        if manifest.task != "classifier":
+            raise ModelError(
+                f"{manifest.name}: a {manifest.task}, expected a classifier; correct heads.{params.name} in the config"
+            )
+        self.params = params
+        self.labels = manifest.labels
+        self.margin = manifest.crop_margin if params.crop_margin is None else params.crop_margin
+        self.threshold = manifest.score_threshold if params.score_threshold is None else params.score_threshold
+        self.ballots: dict[int, Ballot] = {}
+        self.source = manifest.input
+        self._decoder = manifest.decoder
+        self._runtime = loaded.runtime
+        self._crops = np.zeros((0, manifest.input.height, manifest.input.width, 3), np.uint8)
+
+    def crops(self, count: int) -> NDArray[np.uint8]:
+        """Return room for `count` crops, (count, H, W, 3); it grows to the largest batch seen and is reused."""
+        if count > len(self._crops):
+            self._crops = np.zeros((count, *self._crops.shape[1:]), np.uint8)
+        return self._crops[:count]
+
+    def classify(self, crops: NDArray[np.uint8]) -> Floats:
+        """Return (N, C) probabilities of a batch of crops, and blacken the crops."""
+        chances = probabilities(self._runtime.infer(crops), self._decoder)
+        crops[:] = 0  # the buffer lives on, the faces in it do not
+        return chances
+
+
+class Attributes:
+    """All heads of one camera; not shared between cameras, for ids are the tracker's own.
+
+    `crop_s` and `infer_s` are the wall-clock seconds of the last `observe`, for the per-stage benchmark.
+    """
+
+    def __init__(self, heads: Mapping[str, Loaded], params: Mapping[str, HeadParams] | None = None) -> None:
+        """Prepare the heads.
+
+        Args:
+            heads: classifier bundles by head name.
+            params: how each looks at a track; a head not named here uses the defaults.
+
+        Raises:
+            ModelError: a bundle is no classifier.
+        """
+        given = params or {}
+        self._heads = {name: Head(loaded, given.get(name, HeadParams(name))) for name, loaded in heads.items()}
+        self.crop_s = self.infer_s = 0.0
+        self._turn = 0
+
+    def observe(
+        self,
+        frame: NDArray[np.uint8],
+        track_ids: NDArray[np.int64],
+        xyxy: NDArray[np.floating],
+        landmarks: Floats | None = None,
+    ) -> None:
+        """Look at the faces that deserve it: large enough, better than the crops in hand, not yet settled.
+
+        Args:
+            frame: (H, W, 3) uint8 BGR.
+            track_ids: (N,) of tracks detected in this frame (a predicted box shows no face for sure).
+            xyxy: (N, 4) their boxes in pixels of the frame.
+            landmarks: (N, 5, 2) or None, as the detector gave them; NaN rows where a track has none.
+        """
+        self.crop_s = self.infer_s = 0.0
+        self._turn += 1
+        if not len(track_ids) or not self._heads:
+            return
+        started = time.perf_counter()
+        sides = side_px(xyxy)
+        promise = sides * frontality(xyxy, landmarks)
+        sharp: dict[int, float] = {}
+        chosen = {
+            name: self._deserving(head, frame, track_ids, xyxy, sides, promise, sharp)
+            for name, head in self._heads.items()
+        }
+        self.crop_s = time.perf_counter() - started
+        for name, rows in chosen.items():
+            if rows:
+                self._ask(self._heads[name], frame, track_ids, xyxy, rows, sides)
+
+    def votes(self, track_id: int) -> dict[str, Vote]:
+        """Return every head's vote on a track; a track never seen well enough gets abstentions."""
+        return {
+            name: head.ballots.get(track_id, Ballot()).vote(head.labels, head.threshold)
+            for name, head in self._heads.items()
+        }
+
+    def forget(self, track_id: int) -> None:
+        """Drop all that is known of a track."""
+        for head in self._heads.values():
+            head.ballots.pop(track_id, None)
+
+    def _deserving(
+        self,
+        head: Head,
+        frame: NDArray[np.uint8],
+        track_ids: NDArray[np.int64],
+        xyxy: NDArray[np.floating],
+        sides: Floats,
+        promise: Floats,
+        sharp: dict[int, float],
+    ) -> dict[int, float]:
+        """Return the quality of each row worth an inference; sharpness (35 µs) only where the rest leaves hope."""
+        rows: dict[int, float] = {}
+        for row in np.flatnonzero(sides >= head.params.min_face_px).tolist():
+            ballot = head.ballots.get(int(track_ids[row]))
+            bar = ballot.bar(head.params, self._turn) if ballot else 0.0
+            if promise[row] <= bar:  # sharpness is below 1 and cannot lift it over the bar
+                continue
+            if row not in sharp:
+                sharp[row] = sharpness(frame, xyxy[row])
+            quality = float(promise[row]) * sharp[row]
+            if quality > bar:
+                rows[row] = quality
+        return rows
+
+    def _ask(
+        self,
+        head: Head,
+        frame: NDArray[np.uint8],
+        track_ids: NDArray[np.int64],
+        xyxy: NDArray[np.floating],
+        rows: Mapping[int, float],
+        sides: Floats,
+    ) -> None:
+        """Cut the crops, run one batch, hand each answer to its track."""
+        started = time.perf_counter()
+        crops = head.crops(len(rows))
+        for crop, row in zip(crops, rows, strict=True):
+            cut(frame, xyxy[row], head.margin, head.source, out=crop)
+        ready = time.perf_counter()
+        chances = head.classify(crops)
+        self.crop_s += ready - started
+        self.infer_s += time.perf_counter() - ready
+        for chance, (row, quality) in zip(chances, rows.items(), strict=True):
+            ballot = head.ballots.setdefault(int(track_ids[row]), Ballot())
+            ballot.add(Sample(quality, float(sides[row]) ** 2, chance), head.params, head.threshold, self._turn)
