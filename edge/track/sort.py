@@ -178,6 +178,7 @@ def assign(i: Indices, j: Indices, weight: NDArray[np.float64]) -> Indices:
 
     A pair that outweighs all others of its row and of its column together is in every best assignment: whatever
     would replace it weighs less. Those are taken first, and this leaves of most frames little or nothing to solve.
+    The rest is solved in one piece: 200 × 200 take 0.1–0.2 ms, finding its connected groups would cost as much.
 
     Args:
         i: (P,) row of each pair.

@@ -95,9 +95,7 @@ class PeerSort:
             pairs = np.nonzero(above)
         else:
             pairs = linear_sum_assignment(overlap, maximize=True)
-        return [
-            (int(d), int(t)) for d, t in zip(*pairs, strict=True) if overlap[d, t] >= self.params.iou_threshold
-        ]
+        return [(int(d), int(t)) for d, t in zip(*pairs, strict=True) if overlap[d, t] >= self.params.iou_threshold]
 
 
 def measure(box: Array) -> Array:
