@@ -114,6 +114,12 @@ class Pipeline:
         """End what is open."""
         return self.visits.close(at_s, reason)
 
+    def reset(self) -> None:
+        """Start over after the camera was lost: whoever comes next is somebody else."""
+        for track_id in self.sort.alive():
+            self.attributes.forget(track_id)
+        self.sort = Sort(self.sort.params, first_id=self.sort.next_id)
+
     def _detect(self, image: NDArray[np.uint8]) -> Detections:
         found = self.detector(image)
         self.spent.seconds["letterbox"] += self.detector.letterbox_s

@@ -118,7 +118,7 @@ def _handler(page: LivePage) -> type[BaseHTTPRequestHandler]:
         server_version = "facefleet"
         sys_version = ""
 
-        def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+        def do_GET(self) -> None:
             url = urlsplit(self.path)
             query = parse_qs(url.query)
             if not page.allowed(query, self.headers.get("Cookie", "")):
@@ -202,7 +202,8 @@ async function tick(){try{const h=await(await fetch('/status.json')).json(),t=do
 t.append(row('publisher',h.publisher??'–',h.publisher==='connected'?'ok':'bad'));
 t.append(row('outbox',(h.outbox_events??0)+' events waiting'));
 for(const[n,c]of Object.entries(h.cameras??{}))
-t.append(row(n,`${c.state}, ${c.fps_processed??'–'} fps, ${c.tracks??0} here${c.error?' — '+c.error:''}`,c.state==='streaming'?'ok':'bad'));
+t.append(row(n,`${c.state}, ${c.fps_processed??'–'} fps, ${c.tracks??0} here${c.error?' — '+c.error:''}`,
+c.state==='streaming'?'ok':'bad'));
 for(const[n,m]of Object.entries(h.models??{}))
 t.append(row(n,`${m.device} ${m.artefact}, golden ${m.golden}`,m.golden==='ok'?'ok':'bad'));
 t.append(row('memory',h.rss_bytes?(h.rss_bytes/1048576).toFixed(0)+' MB':'–'));

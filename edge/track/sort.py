@@ -65,12 +65,12 @@ class Tracks:
 
 
 class Sort:
-    """The tracker of one camera and one class of object."""
+    """The tracker of one camera and one class of object; `first_id` lets a new one go on where another stopped."""
 
-    def __init__(self, params: SortParams) -> None:
+    def __init__(self, params: SortParams, first_id: int = 1) -> None:
         self.params = params
+        self.next_id = first_id
         self._frame_count = 0
-        self._next_id = 1
         # One entry per live track, oldest first; the columns of the filters run along.
         self._filters = Kalman()
         self._track_id: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -126,10 +126,10 @@ class Sort:
         count = z.shape[1]
         fresh = np.zeros(count, dtype=np.int64)
         self._filters.birth(z)
-        self._track_id = np.concatenate((self._track_id, np.arange(self._next_id, self._next_id + count)))
+        self._track_id = np.concatenate((self._track_id, np.arange(self.next_id, self.next_id + count)))
         self._hit_streak = np.concatenate((self._hit_streak, fresh))
         self._time_since_update = np.concatenate((self._time_since_update, fresh))
-        self._next_id += count
+        self.next_id += count
 
     def _report(self, detection: NDArray[np.int64]) -> Tracks:
         reported = self._time_since_update == 0

@@ -1,0 +1,192 @@
+"""A config becomes running parts: models are loaded and checked, and each camera gets its stages.
+
+`app.py` (live), `replay.py` and the benchmark all build their pipelines here, so that they run the very same code.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.capture.gate import Gate, GateParams
+from edge.capture.masks import Masks
+from edge.capture.spec import SourceSpec
+from edge.config import Camera, HeadConfig, LoadedConfig
+from edge.config import Source as SourceConfig
+from edge.errors import ConfigError, ModelError
+from edge.models.bundle import Bundle, load_bundle
+from edge.models.runtime import Loaded, Runtime, load_model
+from edge.pipeline import Pipeline, flat_attributes
+from edge.track.attributes import Attributes, HeadParams
+from edge.track.detector import Detector
+from edge.track.recording import Recorder
+from edge.track.sort import Sort, SortParams
+from edge.track.visits import VisitParams, Visits
+from edge.wire import Head, ModelHealth, Vocabulary
+
+
+class SharedRuntime:
+    """One compiled model for several cameras, one inference at a time: on a box they would fight for the same cores."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._turn = threading.Lock()
+        self.device, self.artefact = runtime.device, runtime.artefact
+
+    def infer(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Run the model when its turn comes; see `Runtime.infer`."""
+        with self._turn:
+            return self._runtime.infer(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """All models of a box: detectors by bundle name, heads by head name."""
+
+    detectors: Mapping[str, Loaded]
+    heads: Mapping[str, Loaded]
+    vocabulary: Vocabulary
+
+    def health(self) -> dict[str, ModelHealth]:
+        """Return what runs where, for the health message."""
+        return {n: _model_health(m) for n, m in {**self.detectors, **self.heads}.items()}
+
+
+def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
+    """Load every bundle a config names, each once.
+
+    Raises:
+        ModelError: a bundle is missing, damaged, of the wrong task, or nothing computes its golden output.
+    """
+    box = config.box
+    cache = config.state_dir / "cache"
+
+    def load(name: str, key: str, task: str) -> Loaded:
+        bundle = find_bundle(config.models_dir, name, key)
+        if bundle.manifest.task != task:
+            raise ModelError(f"{key} is {name!r}, a {bundle.manifest.task}; expected a {task} bundle")
+        loaded = load_model(bundle, box.devices, threads=box.threads, cache_dir=cache, log=log)
+        return Loaded(SharedRuntime(loaded.runtime), loaded.bundle, loaded.golden, loaded.attempts)
+
+    names = {camera.detector: f"cameras[{i}].detector" for i, camera in enumerate(box.cameras)}
+    detectors = {name: load(name, key, "detector") for name, key in names.items()}
+    heads = {h.name: load(h.bundle_name, f"heads[{i}].bundle", "classifier") for i, h in enumerate(box.heads)}
+    words = tuple(Head(h.name, heads[h.name].bundle.manifest.labels, h.purpose or "") for h in box.heads)
+    return Models(detectors, heads, Vocabulary(tuple(c.id for c in box.cameras), words))
+
+
+def find_bundle(models_dir: Path, name: str, key: str) -> Bundle:
+    """Open a bundle by name; the message of a missing one lists what there is."""
+    if not (models_dir / name / "manifest.yaml").is_file():
+        there = sorted(p.parent.name for p in models_dir.glob("*/manifest.yaml"))
+        raise ModelError(
+            f"{key} is {name!r}, but {models_dir} has no such bundle; expected one of {', '.join(there) or 'none there'}"
+        )
+    return load_bundle(models_dir / name)
+
+
+def source_spec(config: LoadedConfig, camera: Camera) -> SourceSpec:
+    """Return a camera's source with its credentials resolved.
+
+    Raises:
+        ConfigError: the named credential cannot be read.
+    """
+    source: SourceConfig = camera.source
+    kind = source.kind(config.base)
+    password = None
+    if source.password is not None:
+        try:
+            password = source.password.read(config.credential_dirs)
+        except ValueError as error:
+            raise ConfigError(f"camera {camera.id}: {error}") from error
+    return SourceSpec(
+        kind=kind,
+        location=str(source.location(config.base)) if kind in ("file", "folder") else str(source.uri),
+        user=source.user,
+        password=password,
+        fps=source.fps,
+        hw_decode=source.hw_decode,
+        transport=source.transport,
+        silence_s=source.silence_s,
+    )
+
+
+def build_pipeline(
+    config: LoadedConfig,
+    index: int,
+    models: Models,
+    rng: random.Random,
+    *,
+    grid_s: float,
+    recorder: Recorder | None = None,
+) -> Pipeline:
+    """Put the stages of one camera together.
+
+    Args:
+        config: The box.
+        index: Of the camera in the config.
+        models: What `load_models` returned.
+        rng: Draws the first track number; seeded in a replay.
+        grid_s: A boundary of the presence grid on the process's timeline.
+        recorder: Keeps what the detector found.
+    """
+    camera = config.box.cameras[index]
+    return Pipeline(
+        masks=Masks(camera.masks),
+        gate=Gate(gate_params(camera)),
+        detector=Detector(models.detectors[camera.detector], score_threshold=camera.score_threshold),
+        sort=Sort(SortParams(camera.sort.max_age, camera.sort.min_hits, camera.sort.iou_threshold)),
+        attributes=(attributes := build_attributes(config.box.heads, models.heads)),
+        visits=build_visits(config, index, attributes, models.vocabulary, rng, grid_s=grid_s),
+        recorder=recorder,
+    )
+
+
+def build_attributes(heads: tuple[HeadConfig, ...], loaded: Mapping[str, Loaded]) -> Attributes:
+    """Return the heads of one camera."""
+    params = {h.name: HeadParams(h.name, min_face_px=h.min_face_px, score_threshold=h.threshold) for h in heads}
+    return Attributes(loaded, params)
+
+
+def build_visits(
+    config: LoadedConfig,
+    index: int,
+    attributes: Attributes,
+    vocabulary: Vocabulary,
+    rng: random.Random,
+    *,
+    grid_s: float,
+) -> Visits:
+    """Return the visits of one camera; its track numbers start at random, so that they cannot be joined."""
+    names = tuple(h.name for h in vocabulary.heads)
+    params = VisitParams(
+        min_hits=config.box.cameras[index].sort.min_hits,
+        update_s=config.box.update_s,
+        presence_s=config.box.presence_s,
+        grid_s=grid_s,
+    )
+    return Visits(index, params, lambda i: flat_attributes(attributes.votes(i), names), rng.getrandbits(32))
+
+
+def gate_params(camera: Camera) -> GateParams:
+    """Return a camera's gate: without one, and without a rate, every frame is searched."""
+    gate = camera.gate
+    return GateParams(
+        enabled=gate.enabled, fps=camera.fps, threshold=gate.threshold, area=gate.area, recheck_s=gate.recheck_s
+    )
+
+
+def _model_health(loaded: Loaded) -> ModelHealth:
+    manifest = loaded.bundle.manifest
+    return ModelHealth(
+        version=manifest.version,
+        device=loaded.runtime.device,
+        artefact=loaded.runtime.artefact,
+        golden=loaded.golden,
+        attempts=loaded.attempts,
+        licence=manifest.licence,
+    )
