@@ -78,7 +78,8 @@ def frontality(xyxy: NDArray[np.floating], landmarks: Floats | None) -> Floats:
     """Return how frontal each face looks, (N,) float32 in [0, 1]; 1 looks into the camera.
 
     With five landmarks (N, 5, 2): the nose between the eyes, seen along the line of the eyes, so that a tilted head
-    is no profile. Without, or where they are NaN: how close the box is to an upright face's aspect, which tells a profile only roughly.
+    is no profile. Without, or where they are NaN: how close the box is to an upright face's aspect, which tells a
+    profile only roughly.
     """
     size = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1e-3)
     ratio = size[:, 0] / size[:, 1] / FRONTAL_ASPECT
