@@ -17,6 +17,7 @@ from edge.models.runtime import Loaded
 from edge.track.crops import cut, frontality, sharpness, side_px
 
 Floats = NDArray[np.float32]
+View = tuple[float, int, int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +128,33 @@ class Head:
         self.source = manifest.input
         self._decoder = manifest.decoder
         self._runtime = loaded.runtime
-        self._crops = np.zeros((0, manifest.input.height, manifest.input.width, 3), np.uint8)
 
-    def crops(self, count: int) -> NDArray[np.uint8]:
-        """Return room for `count` crops, (count, H, W, 3); it grows to the largest batch seen and is reused."""
-        if count > len(self._crops):
-            self._crops = np.zeros((count, *self._crops.shape[1:]), np.uint8)
-        return self._crops[:count]
+    @property
+    def view(self) -> View:
+        """Return what decides the pixels of a crop; heads of one view share their crops."""
+        return self.margin, self.source.width, self.source.height, self.source.fit
 
     def classify(self, crops: NDArray[np.uint8]) -> Floats:
-        """Return (N, C) probabilities of a batch of crops, and blacken the crops."""
-        chances = probabilities(self._runtime.infer(crops), self._decoder)
-        crops[:] = 0  # the buffer lives on, the faces in it do not
-        return chances
+        """Return the (N, C) probabilities of (N, H, W, 3) crops, in one batch."""
+        return probabilities(self._runtime.infer(crops), self._decoder)
+
+
+class Quality:
+    """How good the crops of one frame promise to be; sharpness (50 µs a face) is looked at only where it decides."""
+
+    def __init__(self, frame: NDArray[np.uint8], xyxy: NDArray[np.floating], promise: Floats) -> None:
+        """Take `promise`, (N,) size × frontality: the upper bound of the quality, since sharpness is below 1."""
+        self._frame, self._xyxy, self._promise = frame, xyxy, promise
+        self._known: dict[int, float] = {}
+
+    def __getitem__(self, row: int) -> float:
+        if row not in self._known:
+            self._known[row] = float(self._promise[row]) * sharpness(self._frame, self._xyxy[row])
+        return self._known[row]
+
+    def beats(self, row: int, bar: float) -> bool:
+        """Say whether a face's quality is above the bar."""
+        return bool(self._promise[row] > bar) and self[row] > bar
 
 
 class Attributes:
@@ -180,20 +195,20 @@ class Attributes:
         """
         self.crop_s = self.infer_s = 0.0
         self._turn += 1
-        if not len(track_ids) or not self._heads:
-            return
         started = time.perf_counter()
         sides = side_px(xyxy)
-        promise = sides * frontality(xyxy, landmarks)
-        sharp: dict[int, float] = {}
-        chosen = {
-            name: self._deserving(head, frame, track_ids, xyxy, sides, promise, sharp)
-            for name, head in self._heads.items()
+        bars = {name: self._bars(head, track_ids.tolist(), sides.tolist()) for name, head in self._heads.items()}
+        if not any(bars.values()):
+            return
+        quality = Quality(frame, xyxy, sides * frontality(xyxy, landmarks))
+        rows = {
+            name: {row: quality[row] for row, bar in bars[name].items() if quality.beats(row, bar)} for name in bars
         }
         self.crop_s = time.perf_counter() - started
-        for name, rows in chosen.items():
-            if rows:
-                self._ask(self._heads[name], frame, track_ids, xyxy, rows, sides)
+        for view in {head.view for head in self._heads.values()}:
+            asked = {name: rows[name] for name, head in self._heads.items() if head.view == view and rows[name]}
+            if asked:
+                self._ask(asked, frame, track_ids, xyxy, sides)
 
     def votes(self, track_id: int) -> dict[str, Vote]:
         """Return every head's vote on a track; a track never seen well enough gets abstentions."""
@@ -207,48 +222,38 @@ class Attributes:
         for head in self._heads.values():
             head.ballots.pop(track_id, None)
 
-    def _deserving(
-        self,
-        head: Head,
-        frame: NDArray[np.uint8],
-        track_ids: NDArray[np.int64],
-        xyxy: NDArray[np.floating],
-        sides: Floats,
-        promise: Floats,
-        sharp: dict[int, float],
-    ) -> dict[int, float]:
-        """Return the quality of each row worth an inference; sharpness (35 µs) only where the rest leaves hope."""
-        rows: dict[int, float] = {}
-        for row in np.flatnonzero(sides >= head.params.min_face_px).tolist():
-            ballot = head.ballots.get(int(track_ids[row]))
-            bar = ballot.bar(head.params, self._turn) if ballot else 0.0
-            if promise[row] <= bar:  # sharpness is below 1 and cannot lift it over the bar
+    def _bars(self, head: Head, track_ids: Sequence[int], sides: Sequence[float]) -> dict[int, float]:
+        """Return, for each row large enough and not settled, the quality it must beat to be worth an inference."""
+        bars: dict[int, float] = {}
+        for row, (track_id, side) in enumerate(zip(track_ids, sides, strict=True)):
+            if side < head.params.min_face_px:
                 continue
-            if row not in sharp:
-                sharp[row] = sharpness(frame, xyxy[row])
-            quality = float(promise[row]) * sharp[row]
-            if quality > bar:
-                rows[row] = quality
-        return rows
+            ballot = head.ballots.get(track_id)
+            bar = ballot.bar(head.params, self._turn) if ballot else 0.0
+            if bar < float("inf"):
+                bars[row] = bar
+        return bars
 
     def _ask(
         self,
-        head: Head,
+        asked: Mapping[str, Mapping[int, float]],
         frame: NDArray[np.uint8],
         track_ids: NDArray[np.int64],
         xyxy: NDArray[np.floating],
-        rows: Mapping[int, float],
         sides: Floats,
     ) -> None:
-        """Cut the crops, run one batch, hand each answer to its track."""
+        """Cut each face once for all heads of a view, run one batch per head, hand each answer to its track."""
         started = time.perf_counter()
-        crops = head.crops(len(rows))
+        heads = [self._heads[name] for name in asked]
+        rows = sorted(set().union(*asked.values()))
+        crops = np.empty((len(rows), heads[0].source.height, heads[0].source.width, 3), np.uint8)
         for crop, row in zip(crops, rows, strict=True):
-            cut(frame, xyxy[row], head.margin, head.source, out=crop)
+            cut(frame, xyxy[row], heads[0].margin, heads[0].source, out=crop)
         ready = time.perf_counter()
-        chances = head.classify(crops)
+        for head, qualities in zip(heads, asked.values(), strict=True):
+            mine = crops if len(qualities) == len(rows) else crops[[rows.index(row) for row in qualities]]
+            for chance, (row, quality) in zip(head.classify(mine), qualities.items(), strict=True):
+                ballot = head.ballots.setdefault(int(track_ids[row]), Ballot())
+                ballot.add(Sample(quality, float(sides[row]) ** 2, chance), head.params, head.threshold, self._turn)
         self.crop_s += ready - started
         self.infer_s += time.perf_counter() - ready
-        for chance, (row, quality) in zip(chances, rows.items(), strict=True):
-            ballot = head.ballots.setdefault(int(track_ids[row]), Ballot())
-            ballot.add(Sample(quality, float(sides[row]) ** 2, chance), head.params, head.threshold, self._turn)

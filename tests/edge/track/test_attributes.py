@@ -1,5 +1,6 @@
 """The life of a vote: first crops, better crops, certainty, silence, oblivion."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +206,37 @@ def test_forgotten_track_leaves_nothing(frame):
 
 
 def test_no_pixels_outlive_the_call(frame):
-    attributes = gender(FakeStudent())
+    """The crops a student was shown are gone when `observe` returns."""
+    shown = []
+
+    class Watcher(FakeStudent):
+        def infer(self, images):
+            shown.append(weakref.ref(images))
+            return super().infer(images)
+
+    watch(gender(Watcher()), frame, 3)
+    assert len(shown) == 3
+    assert all(images() is None for images in shown)
+
+
+def test_heads_of_one_view_share_the_crop_and_others_get_their_own(frame):
+    age, sex, wide = FakeStudent(), FakeStudent(), FakeStudent()
+    heads = {"age": head(age), "gender": head(sex), "emotion": head(wide, crop_margin=0.5)}
+    Attributes(heads).observe(frame, ids(1), boxes(box(100, 200, 100)))
+    np.testing.assert_array_equal(age.batches[0], sex.batches[0])
+    assert (age.batches[0] != wide.batches[0]).any()
+
+
+def test_a_settled_head_is_left_out_of_the_others_batch(frame):
+    """Gender is sure after two looks and stops; age never is and goes on, each with its own rows."""
+    age, sex = FakeStudent([0.55]), FakeStudent([0.9])
+    params = {name: HeadParams(name, spacing=1, stable_after=1, best_k=9) for name in ("age", "gender")}
+    attributes = Attributes({"age": head(age), "gender": head(sex)}, params)
     watch(attributes, frame, 3)
-    assert all(not head._crops.any() for head in attributes._heads.values())
+    attributes.observe(frame, ids(1, 2), boxes(box(100), box(100, 300)))
+    assert [len(batch) for batch in age.batches] == [1, 1, 1, 2]
+    assert [len(batch) for batch in sex.batches] == [1, 1, 1]
+    np.testing.assert_array_equal(sex.batches[2][0], age.batches[3][1])
 
 
 def test_a_flat_patch_is_no_face(frame):
