@@ -34,7 +34,7 @@ class HeadParams:
         stable_after: stop looking after so many samples in a row that left a sure vote where it was.
         max_samples: stop looking after so many samples whatever they said; bounds the cost of an undecided face.
         better_by: once `best_k` samples are in, a new crop must promise so many times the worst of them.
-        spacing: frames from one sample of a track to its next; neighbours in time are nearly the same picture.
+        spacing: frames from one look at a track to the next; neighbours in time are nearly the same picture.
     """
 
     name: str
@@ -201,11 +201,9 @@ class Attributes:
         if not any(bars.values()):
             return
         quality = Quality(frame, xyxy, sides * frontality(xyxy, landmarks))
-        rows = {
-            name: {row: quality[row] for row, bar in bars[name].items() if quality.beats(row, bar)} for name in bars
-        }
+        rows = {name: self._deserving(self._heads[name], track_ids, bars[name], quality) for name in bars}
         self.crop_s = time.perf_counter() - started
-        for view in {head.view for head in self._heads.values()}:
+        for view in dict.fromkeys(head.view for head in self._heads.values()):
             asked = {name: rows[name] for name, head in self._heads.items() if head.view == view and rows[name]}
             if asked:
                 self._ask(asked, frame, track_ids, xyxy, sides)
@@ -233,6 +231,18 @@ class Attributes:
             if bar < float("inf"):
                 bars[row] = bar
         return bars
+
+    def _deserving(
+        self, head: Head, track_ids: NDArray[np.int64], bars: Mapping[int, float], quality: Quality
+    ) -> dict[int, float]:
+        """Return the quality of each row above its bar; the others are not looked at again for `spacing` frames."""
+        rows: dict[int, float] = {}
+        for row, bar in bars.items():
+            if quality.beats(row, bar):
+                rows[row] = quality[row]
+            elif ballot := head.ballots.get(int(track_ids[row])):
+                ballot.not_before = self._turn + head.params.spacing
+        return rows
 
     def _ask(
         self,
