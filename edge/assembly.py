@@ -82,10 +82,8 @@ def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
 def find_bundle(models_dir: Path, name: str, key: str) -> Bundle:
     """Open a bundle by name; the message of a missing one lists what there is."""
     if not (models_dir / name / "manifest.yaml").is_file():
-        there = sorted(p.parent.name for p in models_dir.glob("*/manifest.yaml"))
-        raise ModelError(
-            f"{key} is {name!r}, but {models_dir} has no such bundle; expected one of {', '.join(there) or 'none there'}"
-        )
+        there = ", ".join(sorted(p.parent.name for p in models_dir.glob("*/manifest.yaml"))) or "a folder with bundles"
+        raise ModelError(f"{key} is {name!r}, which is no bundle in {models_dir}; expected one of {there}")
     return load_bundle(models_dir / name)
 
 
@@ -176,7 +174,13 @@ def gate_params(camera: Camera) -> GateParams:
     """Return a camera's gate: without one, and without a rate, every frame is searched."""
     gate = camera.gate
     return GateParams(
-        enabled=gate.enabled, fps=camera.fps, threshold=gate.threshold, area=gate.area, recheck_s=gate.recheck_s
+        enabled=gate.enabled,
+        fps=camera.fps,
+        luma_step=gate.luma_step,
+        motion_area=gate.motion_area,
+        linger_s=gate.linger_s,
+        recheck_s=gate.recheck_s,
+        idle_s=gate.idle_s,
     )
 
 

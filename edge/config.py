@@ -85,9 +85,11 @@ class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Look for faces only where something moves: saves most of the work on a quiet camera."""
 
     enabled: bool = False
-    threshold: Annotated[float, Meta(gt=0, le=255, description="luma steps a pixel must change by")] = 12.0
-    area: Annotated[float, Meta(gt=0, le=1, description="fraction of pixels that must change")] = 0.002
-    recheck_s: Annotated[float, Meta(gt=0, le=60, description="look at standing faces at least this often")] = 2.0
+    luma_step: Annotated[int, Meta(ge=1, le=254, description="luma steps a pixel must change by")] = 18
+    motion_area: Annotated[float, Meta(gt=0, le=1, description="share of the frame that must change")] = 0.002
+    linger_s: Annotated[float, Meta(ge=0, le=60, description="keep looking so long after motion")] = 1.0
+    recheck_s: Annotated[float, Meta(gt=0, le=60, description="look at standing faces this often")] = 1.0
+    idle_s: Annotated[float, Meta(gt=0, le=600, description="look at an empty, still picture this often")] = 5.0
 
 
 class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

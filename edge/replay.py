@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from edge.assembly import Models, build_attributes, build_pipeline, build_visits, load_models, source_spec
-from edge.capture.open import open_source
+from edge.capture.sources import open_source
 from edge.config import LoadedConfig
 from edge.errors import CameraError, ConfigError
 from edge.pipeline import NO_SCORES

@@ -1,0 +1,63 @@
+"""Everything about a config that can be known at the integrator's desk. Behind `facefleet-edge check` and flashing."""
+
+from pathlib import Path
+
+from edge.assembly import find_bundle, source_spec
+from edge.config import LoadedConfig, load_box
+from edge.errors import ConfigError, EdgeError
+
+
+def check(path: Path) -> str:
+    """Return a summary of a sound config.
+
+    Raises:
+        ConfigError: mistakes of the file, else all missing credentials, bundles and recordings together.
+    """
+    config = load_box(path)
+    wrong = [text for text in (*_cameras(config), *_models(config)) if text]
+    if wrong:
+        raise ConfigError("\n".join(f"{path}: {text}" for text in wrong))
+    return _summary(config)
+
+
+def _cameras(config: LoadedConfig) -> list[str]:
+    wrong = []
+    for camera in config.box.cameras:
+        try:
+            spec = source_spec(config, camera)
+        except ConfigError as error:
+            wrong.append(str(error))
+            continue
+        if spec.kind in ("file", "folder") and not Path(spec.location).exists():
+            wrong.append(f"camera {camera.id}: source.uri {spec.location} does not exist; correct it or put it there")
+    return wrong
+
+
+def _models(config: LoadedConfig) -> list[str]:
+    wanted = [(c.detector, f"cameras[{i}].detector", "detector") for i, c in enumerate(config.box.cameras)]
+    wanted += [(h.bundle_name, f"heads[{i}].bundle", "classifier") for i, h in enumerate(config.box.heads)]
+    wrong = []
+    for name, key, task in dict.fromkeys(wanted):
+        try:
+            found = find_bundle(config.models_dir, name, key).manifest.task
+            if found != task:
+                wrong.append(f"{key} is {name!r}, a {found}; expected a {task} bundle")
+        except EdgeError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _summary(config: LoadedConfig) -> str:
+    box = config.box
+    lines = [f"{config.path}: ok, {box.site}/{box.box}, config {config.digest}"]
+    for camera in box.cameras:
+        spec = source_spec(config, camera)
+        rate = f"{camera.fps:g} detections/s" if camera.fps else "every frame"
+        masks = f", {len(camera.masks)} privacy masks" if camera.masks else ""
+        lines.append(f"  camera {camera.id}: {spec.kind} {spec.shown}, {camera.detector}, {rate}{masks}")
+    lines += [
+        f"  head {head.name}: {head.bundle_name}" + (f", purpose: {head.purpose}" if head.purpose else "")
+        for head in box.heads
+    ]
+    lines.append(f"  broker {box.mqtt.host}:{box.mqtt.port}, MQTT {box.mqtt.protocol}, database {box.database}")
+    return "\n".join(lines)

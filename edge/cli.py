@@ -1,0 +1,166 @@
+"""`facefleet-edge`: what an integrator and a service manager can ask of a box. One function per verb."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+from edge.errors import ConfigError, EdgeError
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return 0 when done, 1 when it failed, 2 when the command or the config is wrong."""
+    args = _parser().parse_args(argv)
+    try:
+        verb: Callable[[argparse.Namespace], int] = args.verb
+        return verb(args)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    except EdgeError as error:
+        print(f"facefleet-edge: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output left: nothing to say, and nobody to say it to
+        return EXIT_OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    from edge.app import run_box
+    from edge.box.logs import set_up
+    from edge.config import load_box
+
+    set_up(logging.DEBUG if args.verbose else logging.INFO)
+    stop = threading.Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return run_box(load_box(args.config), stop=stop)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from edge.box.check import check
+
+    print(check(args.config))
+    return EXIT_OK
+
+
+def _schema(_args: argparse.Namespace) -> int:
+    import msgspec
+
+    from edge.config import Box
+
+    schema = msgspec.json.schema(Box)
+    print(
+        json.dumps(
+            {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "facefleet box"} | schema, indent=2
+        )
+    )
+    return EXIT_OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from edge.box.doctor import examine
+    from edge.config import load_box
+
+    worst = EXIT_OK
+    for finding in examine(load_box(args.config) if args.config else None):
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.thing:<28} {finding.text}", flush=True)
+        worst = worst if finding.ok else EXIT_FAILURE
+    return worst
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from edge.config import load_box
+    from edge.replay import as_json, replay
+
+    config = load_box(args.config)
+    with ExitStack() as closing:
+        record = closing.enter_context(args.record.open("w")) if args.record else None
+        for event in replay(config, args.clip, record=record):
+            print(as_json(event))
+    return EXIT_OK
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from edge.bench import bench
+
+    return bench(args)
+
+
+def _tail(args: argparse.Namespace) -> int:
+    from edge.publish.tail import tail
+
+    return tail(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="facefleet-edge",
+        description="The camera box: quantized models find and follow faces; compact events leave over MQTT.",
+        epilog="Start with: facefleet-edge doctor; then: facefleet-edge check config/demo.yaml",
+    )
+    parser.add_argument("--version", action="version", version=version("facefleet"))
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str, example: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, epilog=f"Example: facefleet-edge {name} {example}")
+        sub.set_defaults(verb=verb)
+        return sub
+
+    run = add("run", _run, "Run the box until it is told to stop, or its recordings end.", "config/demo.yaml")
+    run.add_argument("config", type=Path, help="the box's YAML")
+    run.add_argument("-v", "--verbose", action="store_true", help="log what each part does")
+
+    check = add(
+        "check", _check, "Check a config, its credentials and its bundles; list every mistake.", "config/demo.yaml"
+    )
+    check.add_argument("config", type=Path, help="the box's YAML")
+
+    add("schema", _schema, "Print the JSON Schema of the config, for editors.", "> facefleet.schema.json")
+
+    doctor = add("doctor", _doctor, "Look at devices, versions, models, cameras, broker and disk.", "config/demo.yaml")
+    doctor.add_argument("config", type=Path, nargs="?", help="the box's YAML; without it only the machine is examined")
+
+    replay = add(
+        "replay",
+        _replay,
+        "Print the events of a clip, a folder of images, or recorded detections, in media time. "
+        "Equal input gives equal output, to compare two versions line by line.",
+        "config/demo.yaml clip.mp4 --record clip.jsonl",
+    )
+    replay.add_argument("config", type=Path, help="the box's YAML; its first camera's settings are used")
+    replay.add_argument("clip", type=Path, nargs="?", help="video, folder, .jsonl recording or MOT det.txt")
+    replay.add_argument("--record", type=Path, metavar="FILE", help="keep the detections, to replay without pictures")
+
+    bench = add("bench", _bench, "Measure this box: milliseconds per stage, frames a second, memory.", "--seconds 10")
+    bench.add_argument("config", type=Path, nargs="?", help="the box's YAML; default: the shipped models, a made scene")
+    bench.add_argument("--clip", type=Path, help="a video to measure on instead")
+    bench.add_argument("--seconds", type=float, default=10, help="per round (default 10)")
+    bench.add_argument("--rounds", type=int, default=3, help="rounds; median and spread are printed (default 3)")
+
+    tail = add("tail", _tail, "Print what goes over the wire as readable JSON, one line a message.", "'demo/+/events'")
+    tail.add_argument("topic", nargs="?", default="#", help="below facefleet/1/, default everything: #")
+    tail.add_argument("--host", default="127.0.0.1", help="broker (default 127.0.0.1)")
+    tail.add_argument("--port", type=int, default=1883, help="its port (default 1883)")
+    tail.add_argument("--config", type=Path, help="take broker, user and password from this box's YAML")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
