@@ -11,3 +11,7 @@ class ConfigError(BridgeError):
 
 class StoreError(BridgeError):
     """The database refuses something a retry cannot mend: a missing grant, schema or table."""
+
+
+class LocalError(BridgeError):
+    """The embedded broker or database cannot be started, or does not stay up."""
