@@ -127,16 +127,19 @@ TINTS_BGR = ((1.0, 1.0, 1.0), (0.6, 1.0, 1.0), (1.0, 1.0, 0.6), (0.3, 0.9, 1.0),
              (1.0, 0.8, 0.1), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))  # fmt: skip
 
 
-def choose_golden(manifest: Manifest, images: Sequence[NDArray[np.uint8]], infer: Infer) -> Golden:
+def choose_golden(
+    manifest: Manifest, images: Sequence[NDArray[np.uint8]], infer: Infer, others: Sequence[Infer] = ()
+) -> Golden:
     """Return the first image, tinted as little as needed, whose answer swapped channels would change.
 
     Args:
         manifest: the model's, with its final score threshold.
         images: candidates, each (1, H, W, 3) uint8 BGR of the input's size; some faces near the threshold help.
         infer: the runtime whose outputs become the expected ones.
+        others: the bundle's other artefacts, which must pass; a picture on which two right answers differ is no test.
 
     Raises:
-        ModelError: no candidate in any tint notices the swap.
+        ModelError: no candidate in any tint notices the swap, or the artefacts disagree on all that do.
     """
     reason = "no candidate images were given"
     for tint in TINTS_BGR:
@@ -144,6 +147,8 @@ def choose_golden(manifest: Manifest, images: Sequence[NDArray[np.uint8]], infer
             tinted = np.clip(image * np.array(tint, np.float32), 0, 255).astype(np.uint8)
             golden = Golden(tinted, tuple(np.array(a, np.float32) for a in infer(tinted)))
             found = blind_spot(manifest, golden, infer)
+            for other in others:
+                found = found or difference(manifest, golden.outputs, other(tinted))
             if found is None:
                 return golden
             reason = found

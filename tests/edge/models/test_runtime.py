@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from edge.errors import ModelError
-from edge.models.golden import Golden, blind_spot, load_golden
-from edge.models.manifest import Input
+from edge.models.golden import Golden, blind_spot, choose_golden, difference, load_golden
+from edge.models.manifest import Input, Manifest
 from edge.models.runtime import LIBRARIES, Candidate, candidates, load_model
 
 
@@ -230,7 +230,6 @@ def test_both_runtimes_feed_the_network_the_same_pixels(tmp_path, source):
     from onnx import TensorProto, helper
 
     from edge.models.bundle import Bundle, describe
-    from edge.models.manifest import Manifest
     from edge.models.preprocess import tensor_shape, to_tensor
 
     shape = list(tensor_shape(source, 1))
@@ -252,3 +251,66 @@ def test_both_runtimes_feed_the_network_the_same_pixels(tmp_path, source):
     expected = to_tensor(images, source)
     for result in results:
         np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+def test_golden_is_tinted_until_swapped_channels_show(bundles):
+    """A grey picture is no test for the colour classifier; a tint makes one, and the answer still is the runtime's."""
+    bundle = bundles.classifier()
+    infer = load_model(bundle, ["CPU"], threads=1, log=lambda _: None).runtime.infer
+    golden = choose_golden(bundle.manifest, [np.full((1, 8, 8, 3), 200, np.uint8)], infer)
+    assert golden.image.min() < 200
+    assert blind_spot(bundle.manifest, golden, infer) is None
+    np.testing.assert_array_equal(golden.outputs[0], infer(golden.image)[0])
+
+
+def test_golden_on_which_the_artefacts_differ_is_refused(bundles):
+    bundle = bundles.classifier()
+    infer = load_model(bundle, ["CPU"], threads=1, log=lambda _: None).runtime.infer
+    with pytest.raises(ModelError, match=r"no golden input found, .*; give more or other images"):
+        choose_golden(bundle.manifest, [load_golden(bundle).image], infer, [lambda x: [-a for a in infer(x)]])
+
+
+@pytest.mark.parametrize(
+    ("task", "expected", "found", "told"),
+    [
+        ("embedder", [[1.0, 0.0]], [[1.0, 0.1]], None),
+        ("embedder", [[1.0, 0.0]], [[1.0, 0.3]], "cosine 0.958, expected ≥ 0.98"),
+        ("landmarks", [[0.5, 0.5, 0.1, 0.1]], [[0.5, 0.51, 0.1, 0.1]], None),
+        ("landmarks", [[0.5, 0.5, 0.1, 0.1]], [[0.5, 0.5, 0.1, 0.13]], "a point is 3.0 px off, allowed 2.0"),
+        ("classifier", [[0.0, 1.0]], [[0.0, 1.3]], None),
+        ("classifier", [[0.0, 1.0]], [[0.0, 2.0]], "probability off by 0.15, allowed 0.1"),
+        ("classifier", [[0.0, 0.1]], [[0.1, 0.0]], "label a, expected b"),
+        ("classifier", [[0.0, 1.0]], [[0.0, float("nan")]], "outputs contain NaN or infinity"),
+        ("classifier", [[0.0, 1.0]], [[0.0, 1.0, 0.0]], "output shapes ((1, 3),), expected ((1, 2),)"),
+    ],
+)
+def test_outputs_are_compared_on_the_level_of_the_task(task, expected, found, told):
+    decoder = {"embedder": "vector", "landmarks": "points", "classifier": "softmax"}[task]
+    manifest = Manifest(
+        name="x", version="1", task=task, decoder=decoder, input=Input(100, 100), outputs=("y",), files={},
+        licence="Apache-2.0", source="test", labels=("a", "b"),
+    )  # fmt: skip
+    assert difference(manifest, *([np.array(a, np.float32)] for a in (expected, found))) == told
+
+
+@pytest.mark.parametrize(
+    ("scores", "shift_px", "told"),
+    [
+        ((0.8, 0.55), 0.0, None),
+        ((0.72, 0.47), 0.3, None),  # the second box falls below the threshold of 0.5, within the tolerance
+        ((0.8, 0.3), 0.0, "has no counterpart"),
+        ((0.65, 0.55), 0.0, "off by 0.15 in score"),
+        ((0.8, 0.55), 2.0, "best IoU 0.68"),
+    ],
+    ids=["the same", "within the tolerance", "box lost", "score off", "box moved"],
+)
+def test_boxes_are_compared_by_overlap_and_score(scores, shift_px, told):
+    manifest = Manifest(
+        name="x", version="1", task="detector", decoder="yolov10", input=Input(64, 64), outputs=("b", "s"), files={},
+        licence="Apache-2.0", source="test",
+    )  # fmt: skip
+    boxes = np.array([[[0, 0, 20, 20], [30, 30, 50, 50]]], np.float32)
+    expected = [boxes, np.array([[[0.8], [0.55]]], np.float32)]
+    found = [boxes + np.float32(shift_px), np.array(scores, np.float32).reshape(1, 2, 1)]
+    reason = difference(manifest, expected, found)
+    assert reason is None if told is None else told in (reason or "")
