@@ -155,7 +155,8 @@ def _trusted(
     bundle: Bundle, candidate: Candidate, threads: int, cache_dir: Path | None, golden: Golden, compile_model: Compile
 ) -> Runtime:
     """Compile and check; with a cache, once more after wiping it: a damaged entry may compile, or compute nonsense."""
-    cache = cache_dir / bundle.manifest.name if cache_dir else None
+    # One folder per way to run: a failing NPU must not cost the CPU its compiled model at every start.
+    cache = cache_dir / bundle.manifest.name / str(candidate).replace(" ", "-") if cache_dir else None
     try:
         return _checked(compile_model(bundle, candidate, threads, cache), bundle, golden)
     except ModelError:

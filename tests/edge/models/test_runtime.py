@@ -189,7 +189,7 @@ def test_warm_cache_gives_the_same_answer_and_damage_is_survived(bundles, tmp_pa
 
 
 def test_cache_entry_that_computes_nonsense_is_wiped_once(bundles, tmp_path):
-    bundle, cache = bundles.classifier(), tmp_path / "cache" / "tiny-colour"
+    bundle, cache = bundles.classifier(), tmp_path / "cache" / "tiny-colour" / "CPU-fp32_openvino"
     cache.mkdir(parents=True)
     (cache / "1.blob").write_bytes(b"compiled by another driver")
     right, wrong = list(load_golden(bundle).outputs), [np.array([[0.0, 9.0, 0.0]], np.float32)]
@@ -197,7 +197,9 @@ def test_cache_entry_that_computes_nonsense_is_wiped_once(bundles, tmp_path):
     def library(bundle, candidate, threads, cache_dir):
         return FakeRuntime(wrong if (cache_dir / "1.blob").exists() else right, candidate.device)
 
-    loaded = load_model(bundle, ["CPU"], cache_dir=cache.parent, libraries={"openvino": library}, log=lambda _: None)
+    loaded = load_model(
+        bundle, ["CPU"], cache_dir=tmp_path / "cache", libraries={"openvino": library}, log=lambda _: None
+    )
     assert loaded.attempts == ()
     assert not (cache / "1.blob").exists()
 
