@@ -176,8 +176,9 @@ class _Walker:
 
     def _struct(self, node: yaml.Node, type_: mi.StructType, key: str, depth: int) -> Any:
         if not isinstance(node, yaml.MappingNode):
-            keys = ", ".join(f.encode_name for f in type_.fields)
-            return self._wrong(node, key, _found(node), f"a mapping with the keys {keys}")
+            if type_.cls is Credential:  # what stands here is the secret itself: it must not be printed
+                return self._wrong(node, key, "written out", "{credential: NAME}, the name of a file that holds it")
+            return self._wrong(node, key, _found(node), _expected(type_))
         fields = {f.encode_name: f for f in type_.fields}
         marks: dict[str, yaml.Node] = {}
         values: dict[str, Any] = {}

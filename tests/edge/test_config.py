@@ -1,0 +1,133 @@
+"""A box's config: what a person writes wrong is named, and privacy is on by default."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge.config import Box, load_box
+from edge.errors import ConfigError
+
+SOUND = """\
+site: demo
+box: lobby-1
+database: 6c6f6361-6c00-4000-8000-000000000000
+cameras:
+  - id: door
+    source: {uri: clip.mp4}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "box.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_box(write(tmp_path, text))
+    return str(caught.value)
+
+
+def test_defaults_are_age_and_gender_and_no_live_page(tmp_path: Path) -> None:
+    config = load_box(write(tmp_path, SOUND))
+    assert [h.bundle_name for h in config.box.heads] == ["age-student", "gender-student"]
+    assert not config.box.preview.enabled
+    assert config.box.preview.loopback
+    assert config.state_dir == Path("/var/lib/facefleet")
+
+
+@pytest.mark.parametrize("head", ["race", "emotion"])
+def test_a_sensitive_head_needs_a_purpose(tmp_path: Path, head: str) -> None:
+    told = refusal(tmp_path, SOUND + f"heads: [{{name: {head}}}]\n")
+    assert f"box.yaml:7: heads[0].purpose is missing, expected one sentence why this site infers {head}" in told
+    config = load_box(write(tmp_path, SOUND + f"heads: [{{name: {head}, purpose: a study}}]\n"))
+    assert config.box.heads[0].purpose == "a study"
+
+
+def test_a_sensitive_bundle_under_another_name_needs_a_purpose_too(tmp_path: Path) -> None:
+    assert "heads[0].purpose" in refusal(tmp_path, SOUND + "heads: [{name: mood, bundle: emotion-student}]\n")
+
+
+@pytest.mark.parametrize("uri", ["rtsp://admin:hunter2@10.0.0.9/s1", "http://:hunter2@cam/mjpeg"])
+def test_an_inline_password_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> None:
+    told = refusal(tmp_path, SOUND.replace("clip.mp4", f"'{uri}'"))
+    assert "credentials in it" in told
+    assert "{credential: NAME}" in told
+    assert "hunter2" not in told
+
+
+def test_a_plain_text_password_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    told = refusal(tmp_path, SOUND.replace("clip.mp4", "rtsp://cam/s1, password: hunter2"))
+    assert "password" in told
+    assert "credential" in told
+    assert "hunter2" not in told
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        ("[[0, 0], [1, 1]]", "a polygon of 2 points without area"),
+        ("[[0, 0], [0.5, 0.5], [1, 1]]", "a polygon of 3 points without area"),
+        ("[[0, 0], [2, 0], [1, 1]]", "a polygon that leaves the frame"),
+        ("[[0, 0], [1]]", "masks[0][1]"),
+    ],
+)
+def test_a_mask_that_hides_nothing_is_refused(tmp_path: Path, mask: str, told: str) -> None:
+    text = refusal(tmp_path, SOUND + f"    masks: [{mask}]\n")
+    assert "box.yaml:7: cameras[0].masks[0]" in text
+    assert told in text
+
+
+def test_the_last_line_counts_the_mistakes_and_says_what_to_do(tmp_path: Path) -> None:
+    told = refusal(tmp_path, SOUND.replace("lobby-1", "a/b").replace("id: door", "id: '#'") + "threds: 2\n")
+    assert told.splitlines()[-1].startswith('3 mistakes; edit the file and run "facefleet-edge check')
+    assert 'threds is not a known key, expected "threads" (did you mean that?)' in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("preview: {enabled: true, host: 0.0.0.0}\n", "preview.token is missing"),
+        ("presence_s: 0\n", "presence_s is '0', expected a whole number, 1–3600"),
+        ("devices: [TPU]\n", "devices[0] is 'TPU', expected one of"),
+        ("update_s: 5\n", "update_s is '5', expected a whole number, 60–86400"),
+    ],
+)
+def test_limits_are_named(tmp_path: Path, change: str, told: str) -> None:
+    assert told in refusal(tmp_path, SOUND + change)
+
+
+def test_two_cameras_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = SOUND + "  - id: door\n    source: {uri: 0}\n"
+    assert "cameras is a list that names door twice" in refusal(tmp_path, twice)
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("0", "usb"),
+        ("/dev/video2", "usb"),
+        ("rtsp://h/s", "rtsp"),
+        ("https://h/m", "http"),
+        ("a.mp4", "file"),
+        ("d/", "folder"),
+    ],
+)
+def test_the_kind_of_a_source_follows_from_its_address(tmp_path: Path, uri: str, kind: str) -> None:
+    config = load_box(write(tmp_path, SOUND.replace("clip.mp4", uri)))
+    assert config.box.cameras[0].source.kind(tmp_path) == kind
+
+
+def test_the_digest_names_the_text(tmp_path: Path) -> None:
+    first = load_box(write(tmp_path, SOUND)).digest
+    assert load_box(write(tmp_path, SOUND)).digest == first
+    assert load_box(write(tmp_path, SOUND + "# more\n")).digest != first
+
+
+def test_the_schema_knows_every_key() -> None:
+    schema = json.dumps(msgspec.json.schema(Box))
+    for key in Box.__struct_fields__:
+        assert f'"{key}"' in schema
