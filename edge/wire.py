@@ -332,7 +332,7 @@ def decode_batch(payload: bytes) -> Batch:
         WireError: malformed, truncated, too large, of another schema, or with impossible numbers.
     """
     try:
-        batch = _batch.decode(_inflate(payload))
+        batch = _batch.decode(inflate(payload))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a batch: {error}") from error
     if batch.schema != SCHEMA:
@@ -365,7 +365,8 @@ def stream_name(stream: int) -> str:
     return f"{stream:016x}"
 
 
-def _inflate(payload: bytes) -> bytes:
+def inflate(payload: bytes) -> bytes:
+    """Return a payload as it was before it was deflated, if it was (P6), or raise WireError."""
     if len(payload) > MAX_BYTES:
         raise WireError(f"payload has {len(payload)} bytes, expected at most {MAX_BYTES}")
     if payload[:1] != b"\x78":

@@ -1,0 +1,148 @@
+"""Births, deaths and health of boxes → registry and history. Driven by `store.py` inside its transactions."""
+
+from datetime import datetime
+
+import msgspec
+
+from bridge.registry import Connection, Registry
+from bridge.rows import DeadLetter, Incoming, check_vocabulary
+from bridge.statements import CLOSE_OPEN, RETRACT_CLOSED
+from bridge.transaction import bury, roll_up
+from edge.wire import BoxState, CameraHealth, EndReason, Health, WireError, topic
+
+_health = msgspec.json.Decoder(Health)
+_HEALTH_COLUMNS = (
+    "uptime_s", "ack_age_s", "outbox_events", "outbox_bytes", "outbox_fill", "outbox_oldest_s", "publisher",
+    "reboots", "temperature_c", "throttled", "disk_free_bytes", "rss_bytes", "cpu_percent", "load_1m",
+    "certificate_days", "clock",
+)  # fmt: skip
+_CAMERA_COLUMNS = (
+    "state", "error", "fps_in", "fps_processed", "fps_skipped", "dropped", "reconnects", "frame_age_s",
+    "inference_age_s", "tracks",
+)  # fmt: skip
+
+
+def write_state(
+    connection: Connection, registry: Registry, site: str, box: str, state: BoxState, received_at: datetime
+) -> None:
+    """Write a birth or a death; one that says something impossible becomes a dead letter."""
+    box_id = registry.boxes(connection, [(site, box)]).get((site, box))
+    try:
+        if box_id is None:
+            raise WireError(f"box {site}/{box} is not registered, and the registry is strict")
+        stream = _check(state)
+    except WireError as error:
+        message = Incoming(site, box, msgspec.json.encode(state), topic(site, box, "state"), received_at)
+        bury(connection, [DeadLetter("state", str(error), message, message.payload)])
+        return
+    newest = connection.execute("SELECT stream FROM boxes WHERE box_id = %s FOR UPDATE", (box_id,)).fetchone()
+    if state.state == "online":
+        if not _born(connection, box_id, stream, newest[0] if newest else None, received_at):
+            return
+        if state.vocabulary is not None:
+            registry.learn(connection, box_id, state.vocabulary.digest(), state.vocabulary)
+    elif newest is not None and newest[0] not in (None, stream):
+        return  # P27: the death of a process that has a successor
+    connection.execute(
+        "UPDATE boxes SET state = %s, state_at = %s, reason = %s, boot = %s, machine = %s, nonce = %s, "
+        "software = coalesce(nullif(%s, ''), software), config_digest = coalesce(nullif(%s, ''), config_digest) "
+        "WHERE box_id = %s",
+        (
+            state.state, received_at, state.reason, state.boot, state.machine, state.nonce,
+            state.software, state.config_digest, box_id,
+        ),
+    )  # fmt: skip
+
+
+def _check(state: BoxState) -> int:
+    texts = (state.boot, state.machine, state.nonce, state.reason, state.software, state.config_digest)
+    if any(len(text) > 200 or "\0" in text for text in texts):
+        raise WireError("state has a text of more than 200 characters, or with NUL")
+    if state.vocabulary is not None:
+        check_vocabulary(state.vocabulary)
+    try:
+        stream = int(state.stream, 16)
+    except ValueError:
+        stream = 0
+    if not 0 < stream < 2**63:
+        raise WireError(f"state has stream {state.stream[:40]!r}, expected 16 hexadecimal digits, positive")
+    return stream
+
+
+def _born(connection: Connection, box_id: int, stream: int, newest: int | None, at: datetime) -> bool:
+    """Make `stream` the newest of the box and close what older ones left open (P28); False for old news."""
+    if stream == newest:
+        return True
+    row = connection.execute("SELECT born, superseded FROM streams WHERE stream = %s", (stream,)).fetchone()
+    if row == (True, True):
+        return False  # a birth heard again after its successor's
+    connection.execute(
+        "INSERT INTO streams (stream, box_id, born, first_at, last_at) VALUES (%s, %s, true, %s, %s) "
+        "ON CONFLICT DO NOTHING",
+        (stream, box_id, at, at),
+    )
+    locked = connection.execute(
+        "SELECT stream FROM streams WHERE (box_id = %s AND NOT superseded) OR stream = %s ORDER BY stream FOR UPDATE",
+        (box_id, stream),
+    ).fetchall()
+    older = [other for (other,) in locked if other != stream]
+    # Its events came before its birth, and were taken for those of an older process.
+    connection.execute(RETRACT_CLOSED, {"streams": [stream]})
+    connection.execute("UPDATE streams SET born = true, superseded = false WHERE stream = %s", (stream,))
+    connection.execute("UPDATE streams SET superseded = true WHERE stream = ANY(%s)", (older,))
+    connection.execute("UPDATE boxes SET stream = %s WHERE box_id = %s", (stream, box_id))
+    connection.execute(CLOSE_OPEN, {"streams": older, "reason": int(EndReason.BOX_RESTARTED)})
+    roll_up(connection)
+    return True
+
+
+def write_health(
+    connection: Connection, registry: Registry, site: str, box: str, health_json: bytes, received_at: datetime
+) -> None:
+    """Write the latest health of a box whole, and its figures into the history.
+
+    Raises:
+        WireError: not a health message, or of a box that a strict registry does not know.
+    """
+    try:
+        health = _health.decode(health_json)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a health message: {error}") from error
+    box_id = registry.boxes(connection, [(site, box)]).get((site, box))
+    if box_id is None:
+        raise WireError(f"box {site}/{box} is not registered, and the registry is strict")
+    connection.execute(
+        "INSERT INTO health_latest AS h (box_id, received_at, health) VALUES (%s, %s, %s) "
+        "ON CONFLICT (box_id) DO UPDATE SET received_at = excluded.received_at, health = excluded.health "
+        "WHERE h.received_at <= excluded.received_at",
+        (box_id, received_at, health_json.decode()),
+    )
+    totals = [None if counts is None else sum(counts.values()) for counts in (health.refused, health.losses)]
+    _insert(
+        connection,
+        "health",
+        ("box_id", "received_at", "refused", "losses", *_HEALTH_COLUMNS),
+        (box_id, received_at, *totals, *(getattr(health, column) for column in _HEALTH_COLUMNS)),
+    )
+    _write_cameras(connection, registry, box_id, health.cameras, received_at)
+
+
+def _write_cameras(
+    connection: Connection, registry: Registry, box_id: int, cameras: dict[str, CameraHealth], received_at: datetime
+) -> None:
+    if not cameras:
+        return
+    for name, camera_id in registry.cameras(connection, box_id, cameras).items():
+        camera = cameras[name]
+        stages = None if camera.stage_ms is None else msgspec.json.encode(camera.stage_ms).decode()
+        _insert(
+            connection,
+            "camera_health",
+            ("camera_id", "received_at", "stage_ms", *_CAMERA_COLUMNS),
+            (camera_id, received_at, stages, *(getattr(camera, column) for column in _CAMERA_COLUMNS)),
+        )
+
+
+def _insert(connection: Connection, table: str, columns: tuple[str, ...], values: tuple[object, ...]) -> None:
+    marks = ", ".join(["%s"] * len(values))
+    connection.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})".encode(), values)

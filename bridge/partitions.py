@@ -1,0 +1,33 @@
+"""Daily partitions: made ahead, filled from DEFAULT, dropped when retention ends. Driven by `Store.maintain`."""
+
+from datetime import date, datetime, timedelta
+
+from bridge.registry import Connection
+
+DAYS_AHEAD = 3
+
+
+def maintain(connection: Connection, now: datetime, retention: timedelta) -> None:
+    """Do what is due; every partition is a transaction of its own, so that writers never wait for long.
+
+    Raises:
+        psycopg.Error: 55P03 when a writer held its lock too long; what is left is done the next time.
+    """
+    oldest = now - retention
+    today = now.date()
+    ahead = {today + timedelta(days=days) for days in range(-1, DAYS_AHEAD + 1)}
+    for (parent,) in connection.execute("SELECT parent FROM partitioned ORDER BY parent").fetchall():
+        for day in sorted(ahead | _stranded(connection, parent, oldest.date(), today)):
+            connection.execute("SELECT make_partition(%s, %s)", (parent, day))
+        connection.execute("SELECT drop_partitions(%s, %s)", (parent, oldest))
+    # What carries an attribute or a person's bytes obeys the retention too; plain hour and day counts stay.
+    connection.execute("DELETE FROM attribute_hours WHERE bucket < %s", (oldest,))
+    connection.execute("DELETE FROM open_visits WHERE last_at < %s", (oldest,))
+    connection.execute("DELETE FROM quarantine WHERE received_at < %s", (oldest,))
+    connection.execute("DELETE FROM dead_letters WHERE last_at < %s", (oldest,))
+
+
+def _stranded(connection: Connection, parent: str, oldest: date, today: date) -> set[date]:
+    """Return the days that have rows in DEFAULT and deserve a partition."""
+    rows = connection.execute("SELECT day FROM days_in_default(%s)", (parent,)).fetchall()
+    return {day for (day,) in rows if oldest <= day <= today + timedelta(days=DAYS_AHEAD)}

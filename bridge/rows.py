@@ -1,0 +1,396 @@
+"""Messages → rows, without a database: what each event becomes, what is quarantined, what is a dead letter.
+
+`store.py` drives it: `read` once per message, then `Rows.add` for the runs of events that are new to the database.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import blake2b
+from typing import assert_never
+
+import msgspec
+
+from bridge.copy import Layout, jsonb, timestamp
+from edge.wire import (
+    Batch,
+    Confirmed,
+    Ended,
+    Head,
+    Loss,
+    Presence,
+    Update,
+    Vocabulary,
+    WireError,
+    decode_batch,
+    inflate,
+)
+
+FUTURE_MS = 5 * 60_000  # P32
+DIGEST_BYTES = 8
+MAX_NAME = 200  # characters of a camera, head or label
+
+VISIT = Layout("qiqqqqqhhhhhhhhihi", tail=2)
+OPEN = Layout("qiqqqqqhhhhhhhhi", tail=2)
+UPDATE = Layout("qqqiqqhhhhh", tail=2)
+PRESENCE = Layout("qqqiiiqi")
+
+Key = tuple[int, int, int]  # stream, camera_id, track: one visit
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message from the broker; `received_at` is aware UTC."""
+
+    site: str
+    box: str
+    payload: bytes
+    topic: str
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A batch, and each of its events as the box wrote it."""
+
+    batch: Batch
+    raw: tuple[bytes, ...]
+    digests: bytes
+
+    def digest(self, seq: int) -> bytes:
+        """Return the content digest of one event."""
+        at = (seq - self.batch.first_seq) * DIGEST_BYTES
+        return self.digests[at : at + DIGEST_BYTES]
+
+    def single(self, seq: int) -> bytes:
+        """Return one event as a payload of its own, fit to be published again."""
+        envelope = self.batch
+        event = msgspec.Raw(self.raw[seq - envelope.first_seq])
+        return msgspec.msgpack.encode(
+            _RawBatch(
+                envelope.schema, envelope.stream, seq, envelope.base_ms, envelope.clock,
+                envelope.vocabulary_digest, (event,), envelope.vocabulary,
+            )
+        )  # fmt: skip
+
+
+class _RawBatch(msgspec.Struct, frozen=True, array_like=True):
+    schema: int
+    stream: int
+    first_seq: int
+    base_ms: int
+    clock: int
+    vocabulary_digest: int
+    events: tuple[msgspec.Raw, ...]
+    vocabulary: Vocabulary | None = None
+
+
+_raw_batch = msgspec.msgpack.Decoder(_RawBatch)
+
+
+def read(payload: bytes) -> Parsed:
+    """Read a payload.
+
+    The digest of an event covers its bytes as sent and the envelope that gives them meaning, so that a field which
+    this version does not know counts too.
+
+    Raises:
+        WireError: it does not follow the contract (P6, P7).
+    """
+    batch = decode_batch(payload)
+    if not (abs(batch.base_ms) < 2**62 and 0 <= batch.clock < 2**15 and 0 <= batch.vocabulary_digest < 2**32):
+        raise WireError(
+            f"batch has base_ms {batch.base_ms}, clock {batch.clock}, vocabulary digest {batch.vocabulary_digest}, "
+            "expected at most 62, 15 and 32 bits"
+        )
+    raw = tuple(map(bytes, _raw_batch.decode(inflate(payload)).events))
+    prefix = blake2b(
+        struct.pack(">qhI", batch.base_ms, batch.clock, batch.vocabulary_digest), digest_size=DIGEST_BYTES
+    )
+    digests = []
+    for event in raw:
+        hasher = prefix.copy()
+        hasher.update(event)
+        digests.append(hasher.digest())
+    if batch.vocabulary is not None:
+        check_vocabulary(batch.vocabulary)
+    return Parsed(batch, raw, b"".join(digests))
+
+
+def check_vocabulary(vocabulary: Vocabulary) -> None:
+    """Raise WireError for names no registry should hold."""
+    for name in (*vocabulary.cameras, *(text for head in vocabulary.heads for text in (head.name, *head.labels))):
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise WireError(f"vocabulary names {name[:40]!r}, expected 1–{MAX_NAME} printable characters")
+    if len(set(vocabulary.cameras)) != len(vocabulary.cameras):
+        raise WireError("vocabulary names a camera twice")
+    if len({head.name for head in vocabulary.heads}) != len(vocabulary.heads):
+        raise WireError("vocabulary names a head twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A vocabulary as the database knows it: camera ids instead of names."""
+
+    vocabulary_id: int
+    box_id: int
+    camera_ids: tuple[int, ...]
+    heads: tuple[Head, ...]
+    _labels: dict[tuple[int, ...], bytes] = field(default_factory=dict, compare=False)
+
+    def camera_id(self, index: int) -> int:
+        """Return the id of the camera an event names by index."""
+        if not 0 <= index < len(self.camera_ids):
+            raise WireError(f"camera {index} is not in the vocabulary of {len(self.camera_ids)} cameras")
+        return self.camera_ids[index]
+
+    def attributes(self, flat: Sequence[int]) -> tuple[bytes, bytes]:
+        """Return labels and confidences as jsonb columns; `flat` is head, label, confidence in 1/255, …"""
+        if not flat:
+            return _EMPTY, _EMPTY
+        if len(flat) % 3:
+            raise WireError(f"{len(flat)} attribute numbers, expected triples")
+        names = tuple(n for i, n in enumerate(flat) if i % 3 != 2)
+        labels = self._labels.get(names)
+        if labels is None:
+            labels = self._labels[names] = jsonb(msgspec.json.encode(self._named(names)))
+        parts = [
+            b"%s:%.3f" % (msgspec.json.encode(self.heads[flat[i]].name), flat[i + 2] / 255)
+            for i in range(0, len(flat), 3)
+        ]
+        return labels, jsonb(b"{" + b",".join(parts) + b"}")
+
+    def _named(self, names: tuple[int, ...]) -> dict[str, str]:
+        labels = {}
+        for head, label in zip(names[::2], names[1::2], strict=True):
+            if not (0 <= head < len(self.heads) and 0 <= label < len(self.heads[head].labels)):
+                raise WireError(f"head {head}, label {label} is not in the vocabulary")
+            labels[self.heads[head].name] = self.heads[head].labels[label]
+        return labels
+
+
+_EMPTY = jsonb(b"{}")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive events of one message, first…last, all of them new to the database."""
+
+    message: Incoming
+    parsed: Parsed
+    meaning: Meaning
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def halves(self) -> tuple["Run", "Run"]:
+        """Split, to find a bad row."""
+        middle = (self.first + self.last) // 2
+        return (
+            Run(self.message, self.parsed, self.meaning, self.first, middle),
+            Run(self.message, self.parsed, self.meaning, middle + 1, self.last),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What cannot become a row, with bytes that can be published again."""
+
+    reason: str
+    error: str
+    message: Incoming
+    raw: bytes
+    stream: int | None = None
+    seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An event whose time is beyond belief (P32)."""
+
+    stream: int
+    seq: int
+    at_ms: int
+    message: Incoming
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A loss a box reports, and where it said so."""
+
+    stream: int
+    seq: int
+    loss: Loss
+    run: Run
+
+
+@dataclass(slots=True)
+class OpenVisit:
+    """What is known of a visit without its end. Merging is commutative, associative, idempotent (P35)."""
+
+    first_seq: int
+    last_seq: int
+    started_ms: int
+    last_ms: int
+    entry: tuple[int, int]
+    exit: tuple[int, int]
+    wh: tuple[int, int]
+    score: int
+    clock: int
+    vocabulary_id: int
+    labels: bytes
+    confidences: bytes
+
+    def merge(self, other: "OpenVisit") -> None:
+        """Take what `other` knows; the later sequence number says where somebody is, the earlier where from."""
+        if other.last_seq > self.last_seq:
+            self.last_seq, self.exit, self.wh = other.last_seq, other.exit, other.wh
+            self.clock, self.vocabulary_id = other.clock, other.vocabulary_id
+            self.labels, self.confidences = other.labels, other.confidences
+        if other.first_seq < self.first_seq:
+            self.first_seq, self.entry = other.first_seq, other.entry
+        self.started_ms = min(self.started_ms, other.started_ms)
+        self.last_ms = max(self.last_ms, other.last_ms)
+        self.score = max(self.score, other.score)
+
+    def pack(self, key: Key) -> bytes:
+        """Return the row for open_visits."""
+        return OPEN.pack(
+            (
+                *key, self.first_seq, self.last_seq, timestamp(self.started_ms), timestamp(self.last_ms),
+                *self.entry, *self.exit, *self.wh, self.score, self.clock, self.vocabulary_id,
+            ),
+            self.labels,
+            self.confidences,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of one transaction, packed for COPY, and what does not become a row."""
+
+    retention_ms: int
+    visits: list[bytes] = field(default_factory=list)
+    updates: list[bytes] = field(default_factory=list)
+    presence: list[bytes] = field(default_factory=list)
+    open: dict[Key, OpenVisit] = field(default_factory=dict)
+    ended: dict[Key, tuple[int, Run]] = field(default_factory=dict)
+    earliest_ms: int = 2**45  # of any visit touched: where to look for its end
+    losses: list[Lost] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+    def add(self, run: Run) -> None:
+        """Turn a run into rows; an event that cannot be one becomes a dead letter, and its neighbours live."""
+        batch = run.parsed.batch
+        base, stream, start = batch.base_ms, batch.stream, batch.first_seq
+        now_ms = int(run.message.received_at.timestamp() * 1000)
+        oldest, newest = now_ms - self.retention_ms, now_ms + FUTURE_MS
+        for seq in range(run.first, run.last + 1):
+            event = batch.events[seq - start]
+            if isinstance(event, Loss):
+                self._loss(run, seq, event)
+                continue
+            at_ms = base + event.t_ms
+            end_ms = at_ms + event.dwell_ms if isinstance(event, Ended) else at_ms
+            if not (oldest <= at_ms <= newest and end_ms <= newest):
+                shown = max(-(2**63), min(2**63 - 1, at_ms if at_ms < oldest else end_ms))
+                self.quarantined.append(Quarantined(stream, seq, shown, run.message, run.parsed.single(seq)))
+                continue
+            try:
+                self._event(run, seq, event, at_ms)
+            except (WireError, struct.error) as error:
+                self.bury(run, seq, "invalid", str(error))
+
+    def refuse_end(self, key: Key) -> None:
+        """Take back an `ended` whose visit had ended before (P33)."""
+        seq, run = self.ended[key]
+        self.bury(run, seq, "second end", "this visit ended before; the row that came first stands")
+
+    def bury(self, run: Run, seq: int, reason: str, error: str) -> None:
+        """Make a dead letter of one event."""
+        stream = run.parsed.batch.stream
+        self.dead.append(DeadLetter(reason, error, run.message, run.parsed.single(seq), stream, seq))
+
+    def _loss(self, run: Run, seq: int, loss: Loss) -> None:
+        if 0 < loss.stream < 2**63 and 0 < loss.first <= loss.last < 2**62 and 0 <= loss.reason < 2**15:
+            self.losses.append(Lost(run.parsed.batch.stream, seq, loss, run))
+        else:
+            self.bury(run, seq, "invalid", f"impossible loss {loss}")
+
+    def _event(self, run: Run, seq: int, event: Confirmed | Update | Ended | Presence, at_ms: int) -> None:
+        batch, meaning = run.parsed.batch, run.meaning
+        stream, clock, camera_id = batch.stream, batch.clock, meaning.camera_id(event.camera)
+        if isinstance(event, Presence):
+            self.presence.append(
+                PRESENCE.pack(
+                    (
+                        stream, seq, timestamp(at_ms), camera_id,
+                        event.period_ms, event.most, event.person_ms, event.entered,
+                    )
+                )
+            )  # fmt: skip
+            return
+        key = (stream, camera_id, event.track)
+        match event:
+            case Confirmed():
+                seen = OpenVisit(
+                    seq, seq, at_ms, at_ms, (event.x, event.y), (event.x, event.y), (event.w, event.h),
+                    event.score, clock, meaning.vocabulary_id, _EMPTY, _EMPTY,
+                )  # fmt: skip
+                seen.pack(key)  # what does not fit a column must show here, where it costs one event
+                self._seen(key, seen)
+            case Update():
+                if not 0 <= event.dwell_ms <= self.retention_ms:
+                    raise WireError(f"dwell of {event.dwell_ms} ms, expected 0 to the retention")
+                labels, confidences = meaning.attributes(event.attributes)
+                self.updates.append(
+                    UPDATE.pack(
+                        (
+                            stream, seq, timestamp(at_ms), camera_id, event.track, event.dwell_ms,
+                            event.x, event.y, event.w, event.h, event.score,
+                        ),
+                        labels,
+                        confidences,
+                    )
+                )  # fmt: skip
+                seen = OpenVisit(
+                    seq, seq, at_ms - event.dwell_ms, at_ms, (event.x, event.y), (event.x, event.y),
+                    (event.w, event.h), event.score, clock, meaning.vocabulary_id, labels, confidences,
+                )  # fmt: skip
+                self._seen(key, seen)
+            case Ended():
+                labels, confidences = meaning.attributes(event.attributes)
+                row = VISIT.pack(
+                    (
+                        *key, seq, timestamp(at_ms), timestamp(at_ms + event.dwell_ms), event.dwell_ms, event.reason,
+                        event.entry_x, event.entry_y, event.exit_x, event.exit_y, event.w, event.h, event.score,
+                        event.hits, clock, meaning.vocabulary_id,
+                    ),
+                    labels,
+                    confidences,
+                )  # fmt: skip
+                if key in self.ended:
+                    raise WireError(f"track {event.track} ended twice in one transaction")
+                self.visits.append(row)
+                self.ended[key] = (seq, run)
+                self.open.pop(key, None)
+                self.earliest_ms = min(self.earliest_ms, at_ms)
+            case _:
+                assert_never(event)
+
+    def _seen(self, key: Key, seen: OpenVisit) -> None:
+        if key in self.ended:
+            return
+        self.earliest_ms = min(self.earliest_ms, seen.started_ms)
+        known = self.open.get(key)
+        if known is None:
+            self.open[key] = seen
+        else:
+            known.merge(seen)
+
+

@@ -1,0 +1,167 @@
+"""Write events to PostgreSQL exactly once. Driven by the bridge's writer thread, which acknowledges what it returns.
+
+One transaction per `write`: either all of it is in the database, or none. `transaction.py` says what happens in it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Self
+from uuid import UUID
+
+import psycopg
+
+from bridge import fleet, partitions, statements
+from bridge.errors import StoreError
+from bridge.registry import Connection, Policy, Registry
+from bridge.rows import DeadLetter, Incoming, Parsed, read
+from bridge.sqlstate import Verdict, classify
+from bridge.transaction import Transaction, Written, bury
+from edge.wire import BoxState, Covered, WireError, topic
+
+__all__ = ["Incoming", "Store", "Written"]
+
+RECENT_STREAMS = 32  # of one box, acknowledged when the bridge starts
+CONNECT_TIMEOUT_S = 5
+OPTIONS = "-c search_path=facefleet,pg_temp -c TimeZone=UTC -c lock_timeout=30s -c statement_timeout=120s"
+
+
+class Store:
+    """One connection to the database, made when first needed and again after it broke."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        retention_days: int = 90,
+        registry: Policy = "auto",
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Remember how to connect; nothing is opened yet.
+
+        Args:
+            dsn: libpq connection string of a member of `facefleet_ingest`.
+            retention_days: events older than this go to quarantine, partitions older than this are dropped.
+            registry: what becomes of boxes nobody registered: `auto` registers them, `strict` dead-letters them.
+            clock: what time the bridge thinks it is, for the lag figures.
+        """
+        self._dsn = dsn
+        self._retention = timedelta(days=retention_days)
+        self._registry = Registry(registry)
+        self._clock = clock
+        self._open: Connection | None = None
+        self._known_streams: set[int] = set()
+
+    def write(self, messages: Sequence[Incoming]) -> Written:
+        """Write messages in one transaction and return what may be acknowledged once this returns.
+
+        Raises:
+            psycopg.Error: classified by `sqlstate.classify`; nothing was written, the same messages may come again.
+            StoreError: the database refuses something that no single row is to blame for.
+        """
+        dead: list[DeadLetter] = []
+        batches: list[tuple[Incoming, Parsed]] = []
+        for message in messages:
+            try:
+                batches.append((message, read(message.payload)))
+            except WireError as error:
+                dead.append(DeadLetter("unreadable", str(error), message, message.payload))
+        try:
+            return self._transact(batches, dead, careful=False)
+        except psycopg.Error as error:
+            if classify(error) is not Verdict.BAD_ROW:
+                raise
+        try:  # the whole again, this time with savepoints around ever smaller halves
+            return self._transact(batches, dead, careful=True)
+        except psycopg.Error as error:
+            if classify(error) is not Verdict.BAD_ROW:
+                raise
+            raise StoreError(f"no row is to blame, yet the database says: {error}") from error
+
+    def write_state(self, site: str, box: str, state: BoxState, received_at: datetime) -> None:
+        """Write a birth or death down: registry, vocabulary, newest stream (P27), open visits closed (P28)."""
+        with self._transaction() as connection:
+            fleet.write_state(connection, self._registry, site, box, state, received_at)
+        self._registry.keep()
+
+    def write_health(self, site: str, box: str, health_json: bytes, received_at: datetime) -> None:
+        """Write a health message: the latest per box, and the history per box and camera."""
+        try:
+            with self._transaction() as connection:
+                fleet.write_health(connection, self._registry, site, box, health_json, received_at)
+            self._registry.keep()
+        except (psycopg.Error, WireError) as error:
+            if isinstance(error, psycopg.Error) and classify(error) is not Verdict.BAD_ROW:
+                raise
+            message = Incoming(site, box, health_json, topic(site, box, "health"), received_at)
+            with self._transaction() as connection:
+                bury(connection, [DeadLetter("health", str(error), message, health_json)])
+
+    def covered(self, site: str, box: str) -> tuple[Covered, ...]:
+        """Return what is covered of a box's recent streams, newest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT t.stream, t.upto, t.ranges FROM streams t JOIN boxes b USING (box_id) JOIN sites s USING (site_id) "
+                "WHERE s.name = %s AND b.name = %s ORDER BY t.last_at DESC, t.stream LIMIT %s",
+                (site, box, RECENT_STREAMS),
+            ).fetchall()
+        return tuple(Covered(stream, upto, tuple(ranges)) for stream, upto, ranges in rows)
+
+    def database_uuid(self) -> UUID:
+        """Return who this database is to the boxes (P18)."""
+        with self._transaction() as connection:
+            row = connection.execute("SELECT uuid FROM database_identity").fetchone()
+        if row is None:
+            raise StoreError('the database has no identity; run "facefleet-bridge migrate"')
+        return UUID(str(row[0]))
+
+    def maintain(self, now: datetime) -> None:
+        """Make partitions ahead, empty DEFAULT, drop what retention ends. Safe to run beside writers, at any time."""
+        partitions.maintain(self._connection(), now, self._retention)
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # One transaction ----------------------------------------------------------------------------------------------
+
+    def _connection(self) -> Connection:
+        if self._open is None or self._open.closed or self._open.broken:
+            self.close()
+            self._open = psycopg.connect(
+                self._dsn, autocommit=True, options=OPTIONS, connect_timeout=CONNECT_TIMEOUT_S,
+                application_name="facefleet-bridge",
+            )  # fmt: skip
+            self._open.execute(statements.TEMPORARY)
+        return self._open
+
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        """Begin; what the registry has looked up since counts only when `keep` is called after the commit."""
+        self._registry.forget()
+        return _begin(self._connection())
+
+    def _transact(
+        self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool
+    ) -> Written:
+        with self._transaction() as connection:
+            transaction = Transaction(
+                connection, self._registry, self._known_streams, now=self._clock(), retention=self._retention
+            )
+            written = transaction.run(batches, dead, careful=careful)
+        self._registry.keep()
+        self._known_streams |= transaction.streams.keys()
+        return written
+
+
+@contextmanager
+def _begin(connection: Connection) -> Iterator[Connection]:
+    with connection.transaction():
+        yield connection

@@ -1,0 +1,371 @@
+"""What happens between BEGIN and COMMIT when events are written. Driven by `store.py`.
+
+Lock the streams, sort out what is new, copy it in, count it, cover it. Rollups are fed from rows really inserted.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+import psycopg
+
+from bridge import statements as sql
+from bridge.copy import HEADER, TRAILER, Layout, timestamp
+from bridge.ranges import Coverage
+from bridge.registry import Connection, Registry
+from bridge.rows import DIGEST_BYTES, DeadLetter, Incoming, Lost, Parsed, Quarantined, Rows, Run
+from bridge.sqlstate import Verdict, classify
+from edge.wire import Covered, EndReason, Loss
+
+LEDGER = Layout("qqiqqqqh", tail=1)
+COPY_VISITS = "COPY in_visits FROM STDIN (FORMAT binary)"
+COPY_UPDATES = "COPY in_updates FROM STDIN (FORMAT binary)"
+COPY_PRESENCE = "COPY in_presence FROM STDIN (FORMAT binary)"
+COPY_LEDGER = "COPY batches FROM STDIN (FORMAT binary)"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one committed transaction did; `covered` may now be acknowledged."""
+
+    inserted: int  # events that became rows, losses among them
+    duplicates: int  # events that were covered before
+    dead_letters: int  # messages and events
+    quarantined: int
+    unknown_vocabulary: int  # batches left alone: their resend carries the vocabulary
+    covered: dict[tuple[str, str], tuple[Covered, ...]]
+
+
+@dataclass(slots=True)
+class Stream:
+    """A locked row of streams."""
+
+    box_id: int
+    coverage: Coverage
+    superseded: bool
+    first_at: datetime
+
+
+class Transaction:
+    """One transaction's work; made after BEGIN, thrown away after COMMIT."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        registry: Registry,
+        known_streams: set[int],
+        *,
+        now: datetime,
+        retention: timedelta,
+    ) -> None:
+        self.streams: dict[int, Stream] = {}
+        self._connection = connection
+        self._registry = registry
+        self._known_streams = known_streams
+        self._now = now
+        self._retention = retention
+        self._runs: list[Run] = []
+        self._repeats: list[Run] = []
+        self._touched: dict[tuple[str, str], set[int]] = {}
+        self._losses: list[Lost] = []
+        self._dead: list[DeadLetter] = []
+        self._quarantined: list[Quarantined] = []
+
+    def run(
+        self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool
+    ) -> Written:
+        """Do all of it.
+
+        Args:
+            batches: messages that could be read, in any order, repeats included.
+            dead: messages that could not.
+            careful: put savepoints around ever smaller halves, to find the rows the database refuses.
+        """
+        self._dead += dead
+        unknown = self._sort_out(batches)
+        self._write_ledger()
+        self._find_conflicts()
+        inserted = 0
+        if self._runs:
+            inserted = self._bisect(self._runs) if careful else self._apply(self._runs)
+            inserted += self._write_losses()
+        quarantine(self._connection, self._quarantined)
+        bury(self._connection, self._dead)
+        if self._runs:
+            self._write_coverage()
+        return Written(
+            inserted,
+            sum(len(run) for run in self._repeats),
+            len(self._dead),
+            len(self._quarantined),
+            unknown,
+            {name: tuple(map(self._ack, sorted(streams))) for name, streams in self._touched.items()},
+        )
+
+    # What is new --------------------------------------------------------------------------------------------------
+
+    def _sort_out(self, batches: Sequence[tuple[Incoming, Parsed]]) -> int:
+        """Split every batch into runs that are new and runs that were here before; return how many mean nothing yet."""
+        box_ids = self._registry.boxes(self._connection, ((m.site, m.box) for m, _ in batches))
+        registered: list[tuple[Incoming, Parsed, int]] = []
+        for message, parsed in batches:
+            box_id = box_ids.get((message.site, message.box))
+            if box_id is None:  # not covered: once the box is registered, its resend gets in
+                error = f"box {message.site}/{message.box} is not registered, and the registry is strict"
+                self._dead.append(DeadLetter("unknown box", error, message, message.payload))
+                continue
+            registered.append((message, parsed, box_id))
+            if parsed.batch.vocabulary is not None:
+                digest = parsed.batch.vocabulary_digest
+                self._registry.learn(self._connection, box_id, digest, parsed.batch.vocabulary)
+        meanings = self._registry.meanings(
+            self._connection, ((box_id, parsed.batch.vocabulary_digest) for _, parsed, box_id in registered)
+        )
+        clear = [item for item in registered if (item[2], item[1].batch.vocabulary_digest) in meanings]
+        clear.sort(key=lambda item: (item[1].batch.stream, item[1].batch.first_seq))
+        self.streams = self._lock(clear)
+        for message, parsed, box_id in clear:
+            batch = parsed.batch
+            meaning, stream = meanings[box_id, batch.vocabulary_digest], self.streams[batch.stream]
+            first, last = batch.first_seq, batch.first_seq + len(batch.events) - 1
+            fresh = stream.coverage.missing(first, last)
+            self._runs += [Run(message, parsed, meaning, *gap) for gap in fresh]
+            self._repeats += [Run(message, parsed, meaning, *part) for part in _between(fresh, first, last)]
+            stream.coverage = stream.coverage.add(first, last)
+            self._touched.setdefault((message.site, message.box), set()).add(batch.stream)
+        return len(registered) - len(clear)
+
+    def _lock(self, batches: Sequence[tuple[Incoming, Parsed, int]]) -> dict[int, Stream]:
+        if not batches:
+            return {}
+        wanted = {parsed.batch.stream: box_id for _, parsed, box_id in batches}
+        for _, parsed, box_id in batches:  # a loss may cover another stream than the one that tells of it
+            for event in parsed.batch.events:
+                if isinstance(event, Loss) and 0 < event.stream < 2**63:
+                    wanted.setdefault(event.stream, box_id)
+        new = {stream: box_id for stream, box_id in wanted.items() if stream not in self._known_streams}
+        if new:
+            self._connection.execute(sql.SHARE_BOXES, (sorted(set(new.values())),))
+            self._connection.execute(
+                sql.NEW_STREAMS, {"streams": list(new), "boxes": list(new.values()), "now": self._now}
+            )
+        rows = self._connection.execute(sql.LOCK_STREAMS, (list(wanted),))
+        return {
+            stream: Stream(box_id, Coverage.from_flat(upto, ranges), superseded, first_at)
+            for stream, box_id, upto, ranges, superseded, first_at in rows
+        }
+
+    def _write_ledger(self) -> None:
+        written = timestamp(_ms(self._now))
+        rows = []
+        for run in self._runs:
+            batch, received_ms = run.parsed.batch, _ms(run.message.received_at)
+            low, high = run.first - batch.first_seq, run.last - batch.first_seq + 1
+            times = (batch.base_ms + event.t_ms for event in batch.events[low:high] if not isinstance(event, Loss))
+            # One absurd time spoils no lag figure and fits its column.
+            newest_ms = max(0, min(max(times, default=received_ms), received_ms))
+            fixed = (
+                timestamp(received_ms), written, run.meaning.box_id, batch.stream, run.first, run.last,
+                timestamp(newest_ms), batch.clock,
+            )  # fmt: skip
+            rows.append(LEDGER.pack(fixed, run.parsed.digests[low * DIGEST_BYTES : high * DIGEST_BYTES]))
+        copy(self._connection, COPY_LEDGER, rows)
+
+    def _find_conflicts(self) -> None:
+        """Compare what was here before with what came now (P11); the ledger holds this transaction's rows already."""
+        if not self._repeats:
+            return
+        rows = self._connection.execute(
+            sql.KNOWN_DIGESTS,
+            {
+                "streams": [run.parsed.batch.stream for run in self._repeats],
+                "first": [run.first for run in self._repeats],
+                "last": [run.last for run in self._repeats],
+                "since": min(self.streams[run.parsed.batch.stream].first_at for run in self._repeats)
+                - timedelta(days=1),  # the broker's clock and ours need not agree
+            },
+        )
+        ledger: dict[int, list[tuple[int, bytes]]] = {}
+        for stream, first_seq, digests in rows:
+            ledger.setdefault(stream, []).append((first_seq, digests))
+        for run in self._repeats:
+            for first_seq, digests in ledger.get(run.parsed.batch.stream, ()):
+                self._compare(run, first_seq, digests)
+
+    def _compare(self, run: Run, first_seq: int, digests: bytes) -> None:
+        first = max(run.first, first_seq)
+        last = min(run.last, first_seq + len(digests) // DIGEST_BYTES - 1)
+        if first > last:
+            return
+        low, high = first - first_seq, last - first_seq + 1
+        theirs = digests[low * DIGEST_BYTES : high * DIGEST_BYTES]
+        start = first - run.parsed.batch.first_seq
+        if theirs == run.parsed.digests[start * DIGEST_BYTES : (start + last - first + 1) * DIGEST_BYTES]:
+            return
+        for seq in range(first, last + 1):
+            at = (seq - first) * DIGEST_BYTES
+            if run.parsed.digest(seq) != theirs[at : at + DIGEST_BYTES]:
+                error = "the same key came before with other content; the row that came first stands"
+                self._dead.append(dead_letter(run, seq, "conflict", error))
+
+    # Rows ---------------------------------------------------------------------------------------------------------
+
+    def _bisect(self, runs: Sequence[Run]) -> int:
+        """Write what can be written, and dead-letter the events the database refuses."""
+        gathered: tuple[list[Any], ...] = (self._losses, self._dead, self._quarantined)
+        before = [len(items) for items in gathered]
+        try:
+            with self._connection.transaction():
+                self._connection.execute(sql.EMPTY_TEMPORARY)
+                return self._apply(runs)
+        except psycopg.Error as error:
+            if classify(error) is not Verdict.BAD_ROW:
+                raise
+            refused = str(error)
+        for items, length in zip(gathered, before, strict=True):
+            del items[length:]
+        if len(runs) > 1:
+            middle = len(runs) // 2
+            return self._bisect(runs[:middle]) + self._bisect(runs[middle:])
+        if len(runs[0]) > 1:
+            left, right = runs[0].halves()
+            return self._bisect([left]) + self._bisect([right])
+        self._dead.append(dead_letter(runs[0], runs[0].first, "refused", refused))
+        return 0
+
+    def _apply(self, runs: Sequence[Run]) -> int:
+        """Write the rows of some runs; return how many events became rows, losses not counted."""
+        execute = self._connection.execute
+        rows = Rows(int(self._retention.total_seconds() * 1000))
+        for run in runs:
+            rows.add(run)
+        streams = {run.parsed.batch.stream for run in runs}
+        superseded = sorted(stream for stream in streams if self.streams[stream].superseded)
+        if superseded:
+            execute(sql.RETRACT_CLOSED, {"streams": superseded})
+        earliest = {"earliest": datetime.fromtimestamp(rows.earliest_ms / 1000, UTC)}
+        if rows.visits:
+            copy(self._connection, COPY_VISITS, rows.visits)
+            if execute(sql.INSERT_VISITS, earliest).fetchone() != (len(rows.visits),):
+                for key in execute(sql.REFUSED_VISITS, earliest).fetchall():
+                    rows.refuse_end(key)
+            execute(sql.END_OPEN)
+        if rows.open:
+            copy(self._connection, sql.COPY_OPEN, [visit.pack(key) for key, visit in rows.open.items()])
+            execute(sql.MERGE_OPEN, earliest)
+        if rows.updates:
+            copy(self._connection, COPY_UPDATES, rows.updates)
+            execute(sql.INSERT_UPDATES)
+        if rows.presence:
+            copy(self._connection, COPY_PRESENCE, rows.presence)
+            execute(sql.INSERT_PRESENCE)
+        if superseded:
+            execute(sql.CLOSE_OPEN, {"streams": superseded, "reason": int(EndReason.BOX_RESTARTED)})
+        if superseded or rows.visits or rows.presence:
+            roll_up(self._connection)
+        self._losses += rows.losses
+        self._dead += rows.dead
+        self._quarantined += rows.quarantined
+        return sum(len(run) for run in runs) - len(rows.losses) - len(rows.dead) - len(rows.quarantined)
+
+    def _write_losses(self) -> int:
+        written = 0
+        for lost in self._losses:
+            loss, run = lost.loss, lost.run
+            stream = self.streams[loss.stream]
+            if stream.box_id != run.meaning.box_id:
+                error = f"stream {loss.stream} belongs to another box; a loss covers only a box's own streams"
+                self._dead.append(dead_letter(run, lost.seq, "foreign stream", error))
+                continue
+            missing = stream.coverage.missing(loss.first, loss.last)
+            stream.coverage = stream.coverage.add(loss.first, loss.last)
+            self._touched[run.message.site, run.message.box].add(loss.stream)
+            self._connection.execute(
+                sql.INSERT_LOSS,
+                (
+                    lost.stream, lost.seq, run.meaning.box_id, loss.stream, loss.first, loss.last,
+                    sum(last - first + 1 for first, last in missing), loss.reason, run.message.received_at,
+                ),
+            )  # fmt: skip
+            written += 1
+        return written
+
+    # What is covered ----------------------------------------------------------------------------------------------
+
+    def _write_coverage(self) -> None:
+        streams = list(self.streams)
+        coverages = [self.streams[stream].coverage for stream in streams]
+        self._connection.execute(
+            sql.COVER_STREAMS,
+            {
+                "streams": streams,
+                "upto": [coverage.upto for coverage in coverages],
+                "ranges": [f"{{{','.join(map(str, coverage.flat()))}}}" for coverage in coverages],
+                "now": self._now,
+            },
+        )
+
+    def _ack(self, stream: int) -> Covered:
+        coverage = self.streams[stream].coverage
+        return Covered(stream, coverage.upto, coverage.flat())
+
+
+def copy(connection: Connection, statement: str, rows: Iterable[bytes]) -> None:
+    """Send packed rows through binary COPY."""
+    data = b"".join((HEADER, *rows, TRAILER))
+    if len(data) > len(HEADER) + len(TRAILER):
+        with connection.cursor() as cursor, cursor.copy(statement) as into:
+            into.write(data)
+
+
+def roll_up(connection: Connection) -> None:
+    """Add what this transaction counted to the rollups."""
+    for rollup in sql.ROLLUPS:
+        connection.execute(rollup)
+
+
+def dead_letter(run: Run, seq: int, reason: str, error: str) -> DeadLetter:
+    """Return the dead letter of one event of a run."""
+    parsed = run.parsed
+    return DeadLetter(reason, error, run.message, parsed.single(seq), parsed.batch.stream, seq)
+
+
+def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
+    """Write dead letters down; one that was here before is counted."""
+    for letter in letters:
+        name = b"\0".join((letter.reason.encode(), letter.message.topic.encode(), letter.raw))
+        connection.execute(
+            sql.INSERT_DEAD_LETTER,
+            {
+                "at": letter.message.received_at,
+                "reason": letter.reason,
+                "error": letter.error.replace("\0", "␀")[:2000],
+                "topic": letter.message.topic,
+                "stream": letter.stream,
+                "seq": letter.seq,
+                "raw": letter.raw,
+                "digest": blake2b(name, digest_size=16).digest(),
+            },
+        )
+
+
+def quarantine(connection: Connection, events: Sequence[Quarantined]) -> None:
+    """Write events with unbelievable times down (P32)."""
+    for event in events:
+        message = event.message
+        connection.execute(
+            sql.INSERT_QUARANTINE,
+            (event.stream, event.seq, event.at_ms, message.received_at, message.topic, event.raw),
+        )
+
+
+def _between(gaps: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
+    """Return what of first…last lies outside the gaps."""
+    edges = [first, *(edge for low, high in gaps for edge in (low - 1, high + 1)), last]
+    return [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if low <= high]
+
+
+def _ms(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
