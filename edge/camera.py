@@ -64,7 +64,7 @@ class Camera:
         self.frames = 0
         self.width = self.height = 0
         self._open_source, self._pipeline, self._timeline = open_source, pipeline, timeline
-        self._emit, self._observers, self._realtime = emit, observers, realtime
+        self._emit, self._observers, self._realtime = emit, tuple(observers), realtime
         self._source: Source | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name=f"camera-{name}", daemon=True)
@@ -72,6 +72,15 @@ class Camera:
         self._frame_at_s: float | None = None  # monotonic, of the last frame that came in
         self._inference_at_s: float | None = None
         self._reported = _Counts(time.monotonic())
+
+    def add_observer(self, observer: Observer) -> None:
+        """Show one more party each frame's result; before `start`."""
+        self._observers = (*self._observers, observer)
+
+    @property
+    def state(self) -> str:
+        """Return where the source stands, or "failed"."""
+        return "failed" if self.error else str(self._source.state) if self._source else "opening"
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -153,7 +162,7 @@ class Camera:
         elapsed = max(now_s - before.at_s, 1e-6)
         processed = now.frames - before.frames
         return CameraHealth(
-            state="failed" if self.error else str(source.state) if source else "opening",
+            state=self.state,
             error=str(self.error) if self.error else (source.last_error or None) if source else None,
             fps_in=round((processed + now.dropped - before.dropped) / elapsed, 2),
             fps_processed=round(processed / elapsed, 2),

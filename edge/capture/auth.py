@@ -38,8 +38,8 @@ def answer(challenges: Iterable[str], user: str, password: str, method: str, uri
 
 def _offers(challenge: str) -> Iterable[tuple[str, dict[str, str]]]:
     marks = list(_SCHEME.finditer(challenge))
-    ends = [mark.start() for mark in marks[1:]] + [len(challenge)]
-    for mark, end in zip(marks, ends, strict=True):
+    ends = [*(mark.start() for mark in marks[1:]), len(challenge)]
+    for mark, end in zip(marks, ends, strict=False):
         fields = _FIELD.findall(challenge[mark.end() : end])
         yield mark[1].lower(), {name.lower(): quoted or bare for name, quoted, bare in fields}
 

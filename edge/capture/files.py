@@ -60,6 +60,11 @@ class FileSource:
             raise CameraError(f"{self.path}: is a video of which no frame can be decoded; {_NEXT_STEP}")
         self.state = SourceState.STREAMING
 
+    @property
+    def duration_s(self) -> float:
+        """Length of the clip, seconds; as good as the container's word."""
+        return self._expected * self._period_s
+
     def read(self, timeout_s: float = 0.0) -> Frame | None:
         """Return the next frame, None after the last."""
         self.turned_at_s = time.monotonic()

@@ -47,6 +47,7 @@ class FolderSource:
         self.turned_at_s = time.monotonic()
         self._period_s = 1.0 / (spec.fps or _DEFAULT_FPS)
         self._left = list(reversed(self._images()))
+        self.duration_s = len(self._left) * self._period_s
         self._index = 0
         self._unreadable: list[str] = []
         opencv.quiet()
@@ -89,7 +90,7 @@ class FolderSource:
             found = f"{len(others)} other files ({_some(others)})" if others else "nothing"
             raise CameraError(f"{self.folder}: holds no image, found {found}; expected {', '.join(sorted(SUFFIXES))}")
         if others:
-            log.warning("%s: %d files are no images and are skipped: %s", self.folder, len(others), _some(others))
+            log.warning("%s: skips what is no image (%d): %s", self.folder, len(others), _some(others))
         return images
 
     def _next(self) -> Frame | None:

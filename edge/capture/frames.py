@@ -47,6 +47,7 @@ class Source(Protocol):
         damaged: frames that could not be decoded, as far as they can be counted.
         last_error: what went wrong last, for a person; empty when nothing did; never holds a credential.
         decoder: "software", or the hardware that really decodes.
+        duration_s: length of a recording, as its container states or guesses it; None on a live source.
         turned_at_s: `time.monotonic()` when the capture or reconnect loop turned last. On a live source it may be
             ten seconds older than `SourceSpec.silence_s` while a silent camera is waited for; on a file it is the
             time of the last `read`.
@@ -66,6 +67,8 @@ class Source(Protocol):
     def last_error(self) -> str: ...
     @property
     def decoder(self) -> str: ...
+    @property
+    def duration_s(self) -> float | None: ...
     @property
     def turned_at_s(self) -> float: ...
 

@@ -86,7 +86,7 @@ class Gate:
             if self.params.fps:
                 # On a grid, so that 12 fps out of 30 is 12 and not 10; after a pause the grid starts anew.
                 period_s = 1.0 / self.params.fps
-                self._due_s = max(self._due_s, now_s - period_s) + period_s
+                self._due_s = (self._due_s if now_s - self._due_s < period_s else now_s) + period_s
         else:
             self.skipped += 1
         return wanted

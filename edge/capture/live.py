@@ -65,6 +65,7 @@ class LiveSource:
     """
 
     live = True
+    duration_s = None
 
     def __init__(
         self,
@@ -201,8 +202,8 @@ class LiveSource:
                     return
                 continue
             good_s = now_s
-            # Drift-free: the next frame is due one period after this one was, not after it came.
-            due_s = max(due_s, now_s - self._period_s) + self._period_s
+            # On a grid, so that 12 fps out of 30 is 12 and not 10; after a pause the grid starts anew.
+            due_s = (due_s if now_s - due_s < self._period_s else now_s) + self._period_s
             with self._lock:
                 if not self._mine(generation):
                     return

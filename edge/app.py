@@ -1,0 +1,251 @@
+"""The box as one process: cameras, publisher, live page, watchdog. Opened in order, closed in reverse.
+
+Threads: one per camera, the publisher's, the MQTT link's, the live page's; this one turns slowly, feeds the watchdog
+and gathers health. The config is read before, by the command line, and passed down as values.
+"""
+
+import logging
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge.assembly import Models, build_pipeline, load_models, source_spec
+from edge.box import facts
+from edge.box.preview import LivePage
+from edge.box.watchdog import Loop, Notifier, stuck
+from edge.camera import Camera, Observer, Timeline
+from edge.capture.frames import Source
+from edge.capture.sources import open_source
+from edge.config import Camera as CameraConfig
+from edge.config import LoadedConfig
+from edge.errors import ConfigError, EdgeError
+from edge.publish.clock import BoxClock
+from edge.publish.outbox import Outbox
+from edge.publish.publisher import Publisher, publisher_settings
+from edge.wire import Health, stream_name
+
+log = logging.getLogger(__name__)
+
+TURN_S = 0.2
+STUCK_S = 30.0  # a loop that has not turned for so long is stuck: longer than a camera may be silent
+DELIVER_S = 30.0  # how long a box whose recordings ended waits for the last acks
+CLOSE_S = 10.0  # how long a camera may take to let go
+
+
+def run_box(
+    config: LoadedConfig,
+    *,
+    observers: Sequence[Observer] = (),
+    stop: threading.Event | None = None,
+    on_ready: Callable[["Box"], None] | None = None,
+) -> int:
+    """Run a box until `stop`, or until its recordings end and are delivered.
+
+    Args:
+        config: The box.
+        observers: Called with each frame's result, in the camera's thread.
+        stop: Set to end; visits are closed, events committed, the death published.
+        on_ready: Called once everything runs.
+
+    Returns:
+        0 when it ended as asked; 1 when events still wait in the outbox at the end of the recordings.
+
+    Raises:
+        EdgeError: it cannot start, or a part died in a way that a restart may mend.
+    """
+    stop = stop or threading.Event()
+    notifier = Notifier()
+    notifier.extend_timeout(120)
+    with ExitStack() as closing:
+        box = Box(config, observers, closing)
+        notifier.ready(f"{len(box.cameras)} cameras, config {config.digest}")
+        if on_ready:
+            on_ready(box)
+        box.turn_until(stop, notifier)
+        notifier.stopping()
+        return box.finish(stop)
+
+
+class Box:
+    """The running parts of a box; `closing` takes them apart again, last first."""
+
+    def __init__(self, config: LoadedConfig, observers: Sequence[Observer], closing: ExitStack) -> None:
+        self.config = config
+        self.started_s = time.monotonic()
+        _make_folder(config.state_dir)
+        self.boots = facts.count_boot(config.state_dir)
+        self.models: Models = load_models(config, log=log.info)
+        self.stream = secrets.randbits(63) or 1
+        self.clock = BoxClock()
+        self.outbox = Outbox(
+            config.state_dir / "outbox.db",
+            stream=self.stream,
+            vocabulary=self.models.vocabulary,
+            clock=self.clock,
+            max_bytes=config.box.outbox.max_mb << 20,
+            max_age_s=config.box.outbox.max_days * 86400,
+            deflate=config.box.mqtt.deflate,
+        )
+        self.publisher = Publisher(publisher_settings(config, self.stream), self.outbox)
+        self.cameras = [self._camera(i, observers) for i in range(len(config.box.cameras))]
+        self.page = self._live_page(closing)
+        if self.page is not None:
+            for camera in self.cameras:
+                camera.add_observer(lambda name, seen, page=self.page: page.shown[name].put(seen))  # type: ignore[misc]
+        closing.callback(self._close)
+        self.publisher.set_health(self._health_bytes())
+        self.publisher.start()
+        for camera in self.cameras:
+            camera.start()
+
+    def turn_until(self, stop: threading.Event, notifier: Notifier) -> None:
+        """Feed the watchdog and gather health until asked to stop or all recordings have ended."""
+        health_due_s, feed_s = 0.0, (notifier.watchdog_s or 60.0) / 3
+        fed_s, states = 0.0, ""
+        while not stop.wait(TURN_S):
+            now_s = time.monotonic()
+            self.publisher.check()
+            if all(camera.done for camera in self.cameras):
+                return
+            if now_s - fed_s >= min(feed_s, 5.0) and not (late := self._stuck(now_s)):
+                notifier.alive()
+                fed_s = now_s
+            elif now_s - fed_s >= STUCK_S and late:
+                log.error("stuck: %s; the watchdog is no longer fed", ", ".join(late))
+                fed_s = now_s
+            changed = self._states()
+            if now_s >= health_due_s or changed != states:
+                health_due_s, states = now_s + self.config.box.health_s, changed
+                self.publisher.set_health(self._health_bytes())
+
+    def finish(self, stop: threading.Event) -> int:
+        """After the recordings' end: report cameras that failed, wait for the last acks."""
+        failed = [camera for camera in self.cameras if camera.error is not None]
+        if failed:
+            raise EdgeError("; ".join(f"camera {camera.name}: {camera.error}" for camera in failed))
+        if stop.is_set():
+            return 0
+        deadline_s = time.monotonic() + DELIVER_S
+        while time.monotonic() < deadline_s and not stop.is_set():
+            if self.publisher.wait_delivered(TURN_S):
+                return 0
+        left = self.outbox.state.events
+        log.warning("%d events wait in the outbox for a bridge; the next start sends them", left)
+        return 1 if left else 0
+
+    def health(self) -> Health:
+        """Gather what is known now."""
+        now_s, outbox = time.monotonic(), self.outbox.state
+        wall_ms, clock = self.clock.stamp(now_s)
+        return Health(
+            stream=stream_name(self.stream),
+            nonce=self.publisher.nonce,
+            t_ms=wall_ms,
+            uptime_s=round(now_s - self.started_s, 1),
+            cameras={camera.name: camera.health(now_s) for camera in self.cameras},
+            models=self.models.health(),
+            ack_age_s=self.publisher.ack_age_s,
+            outbox_events=outbox.events,
+            outbox_bytes=outbox.bytes,
+            outbox_fill=round(outbox.fill, 4),
+            outbox_oldest_s=round(outbox.oldest_s, 1),
+            refused=outbox.refused,
+            losses=outbox.losses,
+            publisher=self.publisher.status,
+            boot=facts.boot_id(),
+            reboots=self.boots,
+            temperature_c=facts.temperature_c(),
+            throttled=facts.throttled(),
+            disk_free_bytes=facts.disk_free_bytes(self.config.state_dir),
+            rss_bytes=facts.rss_bytes(),
+            clock=clock.name.lower(),
+            config_digest=self.config.digest,
+            software=version("facefleet"),
+        )
+
+    def _health_bytes(self) -> bytes:
+        return msgspec.json.encode(self.health())
+
+    def _states(self) -> str:
+        """Return what makes health worth sending before its time: a camera or the publisher changed state."""
+        return " ".join([self.publisher.status, *(camera.state for camera in self.cameras)])
+
+    def _stuck(self, now_s: float) -> list[str]:
+        loops = [Loop(f"camera {c.name}", c.turned_at_s) for c in self.cameras if not c.done]
+        return stuck([*loops, Loop("publisher", self.publisher.turned_at_s)], now_s, STUCK_S)
+
+    def _camera(self, index: int, observers: Sequence[Observer]) -> Camera:
+        config = self.config.box.cameras[index]
+        spec = source_spec(self.config, config)
+        period_s = self.config.box.presence_s
+        grid_s = time.monotonic() - time.time() % period_s
+        pipeline = build_pipeline(self.config, index, self.models, random.SystemRandom(), grid_s=grid_s)
+        return Camera(
+            config.id,
+            lambda: open_source(spec, name=config.id),
+            pipeline,
+            lambda source: timeline(config, source),
+            self.outbox.append,
+            observers,
+            realtime=config.source.realtime,
+        )
+
+    def _live_page(self, closing: ExitStack) -> LivePage | None:
+        settings = self.config.box.preview
+        if not settings.enabled:
+            return None
+        token = None
+        if settings.token is not None:
+            try:
+                token = settings.token.read(self.config.credential_dirs)
+            except ValueError as error:
+                raise ConfigError(f"preview.token: {error}") from error
+        names = tuple(camera.name for camera in self.cameras)
+        title = f"{self.config.box.site}/{self.config.box.box}"
+        page = closing.enter_context(LivePage(settings, title, names, self._status, token))
+        log.info("live page on %s", page.url)
+        return page
+
+    def _status(self) -> dict[str, Any]:
+        status: dict[str, Any] = msgspec.to_builtins(self.health())
+        return status
+
+    def _close(self) -> None:
+        for camera in self.cameras:
+            camera.stop()
+        for camera in self.cameras:
+            if not camera.join(CLOSE_S):
+                log.error("camera %s did not let go within %g s", camera.name, CLOSE_S)
+        self.publisher.set_health(self._health_bytes())
+        self.publisher.stop()
+
+
+def timeline(camera: CameraConfig, source: Source) -> Timeline:
+    """Place a source on the process's timeline: live frames as captured, a recording as if it ended just now.
+
+    A recording is read faster than it was made, and events of the future would go to quarantine; so it begins its own
+    length ago, or when the config says it was recorded.
+    """
+    now_s = time.monotonic()
+    if source.live:
+        return Timeline(0.0, live=True)
+    if camera.source.recorded_at is not None:
+        return Timeline(now_s - (time.time() - camera.source.recorded_at.timestamp()), live=False)
+    return Timeline(now_s if camera.source.realtime else now_s - (source.duration_s or 0.0), live=False)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"state_dir {folder} cannot be made ({error.strerror}); name a folder you may write"
+        ) from error
