@@ -3,8 +3,8 @@
 What was found with OpenCV 5.0 and its FFmpeg 8 (2025-11):
 - FFmpeg writes to stderr, at its chattier levels with the whole URL, password included; so it is silenced before the
   first open, whatever the environment says.
-- A read that times out is tried again inside one `grab`, once or twice: half of the silence is asked for, and the
-  slot above watches the whole of it.
+- A read that times out is sometimes tried again inside one `grab`, up to twice; so a silent camera may hold its
+  thread for three times the silence. `LiveSource` does not wait for it.
 - RTSP options reach FFmpeg only through an environment variable, one for all cameras. Without it OpenCV prefers TCP;
   UDP needs it set for the length of an open, so opens take turns once a camera wants UDP.
 - One decoder thread costs the least CPU (0.60 s against 0.81 s for 180 frames of 1080p) and delays no frame.
@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from edge.capture import rtsp
+from edge.capture.faults import RefusedError
 from edge.capture.frames import Image
 from edge.capture.spec import SourceSpec, Transport
 from edge.errors import CameraError
@@ -99,15 +100,42 @@ def open_clip(path: Path, hw_decode: bool) -> OpenCvConnection | None:
     return _open_ffmpeg(str(path.absolute()), [], hw_decode)
 
 
-def open_rtsp(spec: SourceSpec) -> OpenCvConnection:
-    """Open an RTSP camera.
+class RtspOpener:
+    """Opens one RTSP camera, again and again, and finds out why where it does not open.
 
-    Raises:
-        RefusedError: it wants other credentials.
-        CameraError: it cannot be reached, or sends nothing FFmpeg can decode.
+    Asking costs a connection of its own, which some servers answer by failing the next one; so a camera is asked only
+    after FFmpeg has failed. Once it has refused a password it is asked first, for one wrong try less each time.
+
+    Args:
+        spec: of kind "rtsp".
     """
-    rtsp.ask(spec, open_timeout_s(spec) / 5)
-    return open_stream(spec)
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self._spec = spec
+        self._was_refused = False
+
+    def __call__(self) -> OpenCvConnection:
+        """Open the camera.
+
+        Raises:
+            RefusedError: it wants other credentials.
+            CameraError: it cannot be reached, or sends nothing FFmpeg can decode.
+        """
+        if self._was_refused:
+            self._ask()
+        try:
+            return open_stream(self._spec)
+        except CameraError:
+            self._ask()
+            raise
+
+    def _ask(self) -> None:
+        self._was_refused = False
+        try:
+            rtsp.ask(self._spec, open_timeout_s(self._spec) / 5)
+        except RefusedError:
+            self._was_refused = True
+            raise
 
 
 def open_stream(spec: SourceSpec) -> OpenCvConnection:
@@ -117,7 +145,7 @@ def open_stream(spec: SourceSpec) -> OpenCvConnection:
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
         int(1000 * open_timeout_s(spec)),
         cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-        max(1, int(1000 * spec.silence_s / 2)),
+        max(1, int(1000 * spec.silence_s)),
     ]
     with _transport(spec.transport):
         connection = _open_ffmpeg(spec.url, patience, spec.hw_decode)

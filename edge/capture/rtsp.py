@@ -1,8 +1,8 @@
-"""Ask an RTSP camera whether it would let us in, before FFmpeg opens it.
+"""Ask an RTSP camera why it does not open.
 
 FFmpeg's binding says "not opened" and no more; one DESCRIBE over a socket of our own tells a refused password from a
 wrong path, a closed port or a silent host. It opens no session on the camera. An answer that proves nothing is no
-error: FFmpeg then tries its luck.
+error.
 
 Source: RFC 2326 (RTSP), section 10.2.
 """

@@ -72,12 +72,13 @@ def probe(spec: SourceSpec) -> Frame:
 
 
 def _connector(spec: SourceSpec) -> Callable[[], Connection]:
-    openers: dict[str, Callable[[SourceSpec], Connection]] = {
-        "usb": opencv.open_usb,
-        "rtsp": opencv.open_rtsp,
-        "http": mjpeg.open_http,
-    }
-    return partial(openers[spec.kind], spec)
+    match spec.kind:
+        case "usb":
+            return partial(opencv.open_usb, spec)
+        case "rtsp":
+            return opencv.RtspOpener(spec)
+        case _:
+            return partial(mjpeg.open_http, spec)
 
 
 def _proven(spec: SourceSpec, connect: Callable[[], Connection]) -> tuple[Connection, Frame]:
