@@ -1,0 +1,56 @@
+"""The built-in clip: rendered on the spot, so that a demo needs neither a camera nor a download."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from demo.portraits import PORTRAITS, portrait_path
+from demo.scene import Scene
+from demo.story import DURATION_S, FPS, FRAME_WH, frame_count
+from demo.video import VideoWriter
+
+SOURCES = ("portraits.py", "story.py", "scene.py", "video.py")  # what a rendered clip depends on
+
+
+def render(
+    path: Path,
+    *,
+    duration_s: float = DURATION_S,
+    progress: Callable[[int, int], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Render the clip as a video that OpenCV reads and browsers play.
+
+    Args:
+        path: Where to; the ending follows the codec.
+        duration_s: Length; the story ends after `DURATION_S`.
+        progress: Told (frames done, frames in all) now and then.
+        stopping: Asked before every frame; True gives up and leaves no file.
+
+    Returns:
+        The path written.
+
+    Raises:
+        DemoError: a portrait or an encoder is missing.
+        KeyboardInterrupt: `stopping` said so.
+    """
+    frames = frame_count(duration_s)
+    scene = Scene()
+    with VideoWriter(path, FRAME_WH, FPS, crf=19) as video:
+        for index in range(frames):
+            if stopping():
+                raise KeyboardInterrupt
+            video.write(scene.frame(index), index / FPS)
+            if progress is not None and (index % 10 == 9 or index + 1 == frames):
+                progress(index + 1, frames)
+    return video.path
+
+
+def cached(folder: Path) -> Path:
+    """Return where the rendered clip of this very version of the story lies, or will lie, in a folder."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    for portrait in PORTRAITS.values():
+        digest.update(portrait_path(portrait).read_bytes())
+    return folder / f"clip-{digest.hexdigest()[:8]}.mp4"
