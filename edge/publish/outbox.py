@@ -119,6 +119,7 @@ class Outbox:
         self._doubts: dict[int, tuple[Ranges, float]] = {}
         self._unsaved: set[int] = set()  # places whose covered ranges changed
         self._database: bytes = b""
+        self._database_unsaved = False
         self.retakes = 0  # how often acked events became pending again
         self._unsaid: list[Loss] = []  # losses found before the next commit can say them
         self._unreadable: dict[int, Row] = {}
@@ -166,11 +167,8 @@ class Outbox:
                 row.covered = Ranges()
         self._doubts.clear()
         self._database = database.bytes
-        with self._file.transaction():
-            self._file.put("database", self._database)
-            for row in self._streams.values():
-                if row.last:
-                    self._file.put_stream(row)
+        self._unsaved |= {row.place for row in self._streams.values() if row.last}
+        self._database_unsaved = True
         self._refresh(self._began_s or 0.0)
 
     def commit(self, now_s: float) -> int:
@@ -346,7 +344,7 @@ class Outbox:
     def _write(self, entries: Sequence[Stamped], now_s: float, make_room_bytes: int = 0) -> int:
         """Do one commit; memory follows only when the disk has it."""
         tidy = now_s - self._tidied_s >= TIDY_S
-        save = bool(self._unsaved) and now_s - self._saved_s >= SAVE_COVERED_S
+        save = self._database_unsaved or (bool(self._unsaved) and now_s - self._saved_s >= SAVE_COVERED_S)
         if not (entries or tidy or save or make_room_bytes or self._unsaid or self._unreadable):
             return 0
         gone: dict[int, Ranges] = {}
@@ -365,6 +363,8 @@ class Outbox:
             for place in changed:
                 row = self._streams[place]
                 self._file.put_stream(replace(row, gone=row.gone | gone.get(place, Ranges())))
+            if save:
+                self._file.put("database", self._database)
             if tidy:
                 self._file.put("floor_s", now_ms // 1000)
                 for place in self._empty():
@@ -378,7 +378,7 @@ class Outbox:
         self._unreadable.clear()
         self._unsaved -= changed
         if save:
-            self._saved_s = now_s
+            self._saved_s, self._database_unsaved = now_s, False
         if tidy:
             self._losing = self._losing if lost else None
             self._tidied_s = now_s

@@ -255,10 +255,10 @@ class OutboxFile:
         """Set bytes aside for the day the disk is full, when SQLite cannot even delete; only where there is plenty."""
         if self._reserve.exists() or self._reserve_bytes == 0:
             return
-        space = os.statvfs(self.path.parent)
-        if space.f_bavail * space.f_frsize < 4 * self._reserve_bytes:
-            return
         try:
+            space = os.statvfs(self.path.parent)
+            if space.f_bavail * space.f_frsize < 4 * self._reserve_bytes:
+                return
             with self._reserve.open("xb") as file:
                 os.posix_fallocate(file.fileno(), 0, self._reserve_bytes)
                 os.fsync(file.fileno())
