@@ -195,6 +195,15 @@ def fairface(data: Path) -> Iterator[Sample]:
         yield _sample(f"fairface/{path.name}", "fairface", path, image, boxes)
 
 
+def yolo_folder(folder: Path) -> Iterator[Sample]:
+    """Read any folder with `images/` and `labels/` (YOLO txt); a picture without a label file has no faces."""
+    for path in sorted((folder / "images").iterdir()):
+        image, labels = _read(path), folder / "labels" / f"{path.stem}.txt"
+        found = labels.exists()
+        boxes = read_yolo_labels(labels, image.shape[1], image.shape[0]) if found else np.zeros((0, 4), np.float32)
+        yield _sample(f"{folder.name}/{path.name}", "folder", path, image, boxes)
+
+
 TRAINING: tuple[Callable[[Path], Iterable[Sample]], ...] = (
     lambda data: face_mask(data, "train"),
     mik1i_train,
@@ -203,6 +212,25 @@ TRAINING: tuple[Callable[[Path], Iterable[Sample]], ...] = (
 )
 
 
+# What each part of `training_set` is for and under which licence; its samples' names begin with the key.
+PURPOSES: dict[str, str] = {
+    "face_mask": "training and calibration; CC0 as declared by its uploader (Kaggle andrewmvd/face-mask-detection)",
+    "mik1i": "training, boxes redrawn with YuNet; CC BY 4.0, Mohamed Traore and Justin Brady "
+    "(Roboflow mohamed-traore-2ekkp/face-detection-mik1i), partly filmed by them, partly pictures from the web",
+    "canada": "training, boxes by YuNet; CC BY 4.0, DeBruine & Jones",
+    "liveportrait": "training, boxes by YuNet; MIT, examples of the LivePortrait repository",
+}
+
+
 def training_set(data: Path) -> list[Sample]:
     """Return everything the shipped detector learns from, in a stable order."""
     return [sample for part in TRAINING for sample in part(data)]
+
+
+def digests(samples: Iterable[Sample]) -> dict[str, dict[str, str]]:
+    """Return, for each key of `PURPOSES`, the SHA-256 of every file by name: what `data.json` keeps."""
+    lists: dict[str, dict[str, str]] = {kind: {} for kind in PURPOSES}
+    for sample in samples:
+        kind, _, name = sample.name.partition("#")[0].partition("/")
+        lists[kind][name] = sample.sha256
+    return lists

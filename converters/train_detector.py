@@ -1,12 +1,14 @@
 """Train our face detector on CPU cores: `facefleet-convert train-detector`.
 
+One process of one thread per core, gradients averaged after every step: threads of one process wait for each other
+hundreds of times a step, and lose nine tenths of their speed as soon as somebody else wants a core.
+
 The schedule is a function of elapsed minutes, not of epochs, so that a run ends with a decayed learning rate however
 busy the machine was. A checkpoint is written after every epoch; starting again with the same `--work` goes on there.
 """
 
 import argparse
 import copy
-import hashlib
 import json
 import math
 import time
@@ -21,13 +23,22 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from converters.augment_detection import Pool, Rates, view
-from converters.data_detection import Sample, face_mask, training_set
+from converters.data_detection import PURPOSES, Sample, digests, face_mask, training_set
 from converters.errors import ConvertError
 from converters.evaluate_detector import average_precision, predict_torch
 from converters.loss_detection import DualLoss
-from converters.nets.yolov10 import YOLOv10, anchors
+from converters.nets.yolov10 import YOLOv10, anchors, load_weights
+from converters.package import DATA, write_data_list
+
+Phases = tuple[tuple[float, tuple[int, ...]], ...]
+PHASES: Phases = (
+    (0.35, (160, 192, 224, 256)),
+    (0.70, (224, 256, 288, 320, 352)),
+    (1.00, (288, 320, 352, 384, 416, 448)),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,8 @@ class Plan:
 
     Attributes:
         minutes: the whole run; warm-up and cosine decay stretch over it.
-        sizes: input sides drawn per step, multiples of 32. Larger ones see smaller faces and cost time squared.
+        phases: (share of the run at which it ends, input sides drawn per step). Small pictures first: a step at 192
+            costs a quarter of one at 384, and early on the number of steps is what counts.
         batch: pictures per step.
         lr: peak learning rate of AdamW; `lr_end` is the share of it that is left at the end.
         warmup: share of the run until the peak is reached.
@@ -48,7 +60,7 @@ class Plan:
     """
 
     minutes: float = 60.0
-    sizes: tuple[int, ...] = (256, 288, 320, 352, 384, 416)
+    phases: Phases = PHASES
     batch: int = 16
     lr: float = 2e-3
     lr_end: float = 0.02
@@ -56,10 +68,9 @@ class Plan:
     weight_decay: float = 0.05
     ema: float = 0.998
     settle: float = 0.15
-    epoch_images: int = 2000
-    validate_every: int = 5
+    epoch_images: int = 1000
+    validate_every: int = 8
     seed: int = 0
-    threads: int = 2
     rates: Rates = field(default_factory=Rates)
 
 
@@ -81,21 +92,18 @@ class Average:
     @torch.no_grad()
     def update(self, net: YOLOv10, step: int) -> None:
         decay = self._decay * (1 - math.exp(-step / 300))
-        for name, value in net.state_dict().items():
-            mine = self.net.state_dict()[name]
-            if mine.dtype.is_floating_point:
-                mine.lerp_(value, 1 - decay)
-            else:
-                mine.copy_(value)
+        mine, theirs = self.net.state_dict(), net.state_dict()
+        floats = [name for name, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([mine[name] for name in floats], [theirs[name] for name in floats], 1 - decay)
 
 
 def batch_of(
-    pool: Pool, plan: Plan, size: int, rates: Rates, rng: np.random.Generator
+    pool: Pool, count: int, size: int, rates: Rates, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return pictures (B, 3, size, size) float32 RGB in [0, 1], faces (B, M, 4) xyxy pixels, counts (B,)."""
-    views = [view(pool, size, rates, rng) for _ in range(plan.batch)]
+    views = [view(pool, size, rates, rng) for _ in range(count)]
     counts = torch.tensor([len(boxes) for _, boxes in views])
-    faces = torch.zeros(plan.batch, max(int(counts.max()), 1), 4)
+    faces = torch.zeros(count, max(int(counts.max()), 1), 4)
     for row, (_, boxes) in zip(faces, views, strict=True):
         row[: len(boxes)] = torch.from_numpy(np.ascontiguousarray(boxes))
     pixels = torch.from_numpy(np.stack([image for image, _ in views])).permute(0, 3, 1, 2).flip(1)
@@ -109,16 +117,25 @@ class Trainer:
         net: the network to train, in place.
         samples: what it learns from.
         plan: how.
-        work: folder for `checkpoint.pt` and `log.jsonl`; None keeps nothing.
+        work: folder for `checkpoint.pt`; None keeps nothing.
+        rank, ranks: which of how many equal processes this is; they must share a torch.distributed group.
     """
 
-    def __init__(self, net: YOLOv10, samples: Sequence[Sample], plan: Plan, work: Path | None = None) -> None:
+    def __init__(
+        self,
+        net: YOLOv10,
+        samples: Sequence[Sample],
+        plan: Plan,
+        work: Path | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         self.net = net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = Average(net, plan.ema)
         self.plan, self.work = plan, work
         self.step, self.epoch, self.elapsed_s = 0, 0, 0.0
+        self.rank, self.ranks = rank, ranks
         self._pool = Pool(samples, plan.rates)
-        self._rng = np.random.default_rng(plan.seed)
         self._losses: dict[int, DualLoss] = {}
         weights = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
@@ -126,7 +143,7 @@ class Trainer:
             {"params": weights, "weight_decay": plan.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self._optimizer = torch.optim.AdamW(groups, lr=plan.lr)
+        self._optimizer = torch.optim.AdamW(groups, lr=plan.lr, fused=True)
 
     @property
     def progress(self) -> float:
@@ -139,8 +156,11 @@ class Trainer:
         rates = self.plan.rates
         if self.progress > 1 - self.plan.settle:
             rates = Rates(rates.mosaic * 0.3, rates.zoom, rates.flip, rates.grey, rates.blur, rates.sources)
-        size = int(self._rng.choice(self.plan.sizes))
-        pixels, faces, counts = batch_of(self._pool, self.plan, size, rates, self._rng)
+        # All ranks draw the same size, or the one with the small pictures would wait.
+        sizes = next(sizes for end, sizes in self.plan.phases if self.progress <= end)
+        size = int(np.random.default_rng([self.plan.seed, self.step]).choice(sizes))
+        rng = np.random.default_rng([self.plan.seed, self.step, self.rank])
+        pixels, faces, counts = batch_of(self._pool, self.plan.batch // self.ranks, size, rates, rng)
         if size not in self._losses:
             self._losses[size] = DualLoss(*anchors(size, size), self.net.head.dfl)
         for group in self._optimizer.param_groups:
@@ -150,12 +170,26 @@ class Trainer:
         loss, _ = self._losses[size](heads, faces, counts)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._share(began)
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
         self._optimizer.step()
         self.step += 1
         self.average.update(self.net, self.step)
-        self.elapsed_s += time.monotonic() - began
         return float(loss.detach())
+
+    def _share(self, began: float) -> None:
+        """Advance the clock; with several ranks, average clock and gradients, so that all take the same step."""
+        self.elapsed_s += time.monotonic() - began
+        if self.ranks == 1:
+            return
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        clock = torch.tensor([self.elapsed_s])
+        flat = torch.cat([g.reshape(-1) for g in gradients] + [clock])
+        torch.distributed.all_reduce(flat)
+        flat /= self.ranks
+        for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+        self.elapsed_s = float(flat[-1])
 
     def epochs(self) -> Iterator[float]:
         """Train until the minutes are over; yield the mean loss after each epoch, its checkpoint written."""
@@ -170,13 +204,12 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint aside and rename it, so that an interruption never leaves half a file."""
-        if self.work is None:
+        if self.work is None or self.rank:
             return
         state = {
             "net": self.net.state_dict(),
             "average": self.average.net.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "rng": json.dumps(self._rng.bit_generator.state),
             "position": [self.step, self.epoch, self.elapsed_s],
         }
         aside = self.work / "checkpoint.pt.aside"
@@ -191,28 +224,9 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.average.net.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._rng.bit_generator.state = json.loads(state["rng"])
         step, epoch, elapsed_s = state["position"]
         self.step, self.epoch, self.elapsed_s = int(step), int(epoch), float(elapsed_s)
         return True
-
-
-def load_weights(path: Path) -> YOLOv10:
-    """Return our network with the averaged weights of a checkpoint, or with the plain state dict of a bundle."""
-    try:
-        state = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise ConvertError(f"{path}: not a file of tensors ({error}); give checkpoint.pt or a bundle's") from error
-    net = YOLOv10()
-    net.load_state_dict({name: value.float() for name, value in state.get("average", state).items()})
-    return net
-
-
-def provenance(samples: Sequence[Sample]) -> str:
-    """Return JSON: every file the network saw with its SHA-256, so that a claim about the data can be checked."""
-    files = {s.name.partition("#")[0]: s.sha256 for s in samples}
-    digest = hashlib.sha256("".join(sorted(set(files.values()))).encode()).hexdigest()
-    return json.dumps({"digest": digest, "files": dict(sorted(files.items()))}, indent=0)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -226,56 +240,63 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--data", type=Path, required=True, help="the data folder (its README names the sets)")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and log; an existing run is resumed")
     parser.add_argument("--minutes", type=float, default=plan.minutes, help="length of the run (default %(default)s)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(plan.sizes), help="input sides drawn at random")
+    parser.add_argument("--sizes", type=int, nargs="+", help="input sides drawn at random (default: small ones first)")
     parser.add_argument("--batch", type=int, default=plan.batch)
     parser.add_argument("--lr", type=float, default=plan.lr, help="peak learning rate (default %(default)s)")
     parser.add_argument("--start", type=Path, help="weights to fine-tune: a checkpoint.pt or a bundle's checkpoint")
     parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--threads", type=int, default=plan.threads)
+    parser.add_argument("--processes", type=int, default=2, help="one per core (default %(default)s)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, show progress, log one JSON line per epoch, and leave `checkpoint.pt` and `data.json` in `--work`."""
-    console = Console()
-    bad = [size for size in args.sizes if size % 32 or size < 64]
+    """Train; leave `checkpoint.pt`, `data.json` (the pictures) and one JSON line per epoch in `log.jsonl` in `--work`."""
+    bad = [size for size in args.sizes or () if size % 32 or size < 64]
     if bad:
         raise ConvertError(f"--sizes {bad}: an input side must be a multiple of 32, at least 64")
-    plan = Plan(
-        minutes=args.minutes,
-        sizes=tuple(args.sizes),
-        batch=args.batch,
-        lr=args.lr,
-        seed=args.seed,
-        threads=args.threads,
-    )
-    torch.set_num_threads(plan.threads)
-    cv2.setNumThreads(1)
-    torch.manual_seed(plan.seed)
+    if args.processes < 1 or args.batch % args.processes:
+        raise ConvertError(f"--batch {args.batch} does not divide among --processes {args.processes}; change one")
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.processes == 1:
+        _work(0, args)
+        return 0
+    (args.work / "rendezvous").unlink(missing_ok=True)
+    spawn(_work, (args,), nprocs=args.processes)
+    return 0
+
+
+def _work(rank: int, args: argparse.Namespace) -> None:
+    """Be one of the processes; the first one shows, validates and saves."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    torch.manual_seed(args.seed)
+    if args.processes > 1:
+        meeting = f"file://{(args.work / 'rendezvous').resolve()}"
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
+    phases: Phases = ((1.0, tuple(args.sizes)),) if args.sizes else PHASES
+    plan = Plan(args.minutes, phases, args.batch, args.lr, seed=args.seed)
+    console = Console(quiet=rank > 0)
     with console.status("reading pictures"):
         samples = training_set(args.data)
-        validation = list(face_mask(args.data, "val"))
-    (args.work / "data.json").write_text(provenance(samples))
-    trainer = Trainer(load_weights(args.start) if args.start else YOLOv10(), samples, plan, args.work)
+    net = load_weights(args.start) if args.start else YOLOv10()
+    trainer = Trainer(net, samples, plan, args.work, rank, args.processes)
     if trainer.resume():
         console.print(f"going on at step {trainer.step}, {trainer.elapsed_s / 60:.1f} of {plan.minutes:g} minutes done")
+    if rank:
+        for _ in trainer.epochs():
+            pass
+        return
+    write_data_list(args.work / DATA, digests(samples), PURPOSES)
+    validation = list(face_mask(args.data, "val"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar, (args.work / "log.jsonl").open("a") as log:
-        task = bar.add_task("training", total=round(plan.minutes * 60))
+        task = bar.add_task("training", total=round(plan.minutes * 60), completed=round(trainer.elapsed_s))
         for loss in trainer.epochs():
-            line: dict[str, float] = {
-                "epoch": trainer.epoch,
-                "step": trainer.step,
-                "minutes": round(trainer.elapsed_s / 60, 2),
-                "loss": round(loss, 4),
-            }
+            line = {"epoch": trainer.epoch, "step": trainer.step, "minutes": trainer.elapsed_s / 60, "loss": loss}
             if plan.validate_every and (trainer.epoch % plan.validate_every == 0 or trainer.progress >= 1):
-                size = 320 if min(plan.sizes) <= 320 else 640
-                scored = [(predict_torch(trainer.average.net, s.image, size), s.boxes) for s in validation]
-                line[f"val_ap50_{size}"] = round(average_precision(scored, 0.5), 4)
-            log.write(json.dumps(line) + "\n")
+                scored = [(predict_torch(trainer.average.net, s.image, 320), s.boxes) for s in validation]
+                line["val_ap50_320"] = average_precision(scored, 0.5)
+            log.write(json.dumps({key: round(value, 4) for key, value in line.items()}) + "\n")
             log.flush()
             bar.update(task, completed=round(trainer.elapsed_s), description=f"epoch {trainer.epoch} loss {loss:.3f}")
     console.print(f"done: {args.work / 'checkpoint.pt'}")
-    return 0

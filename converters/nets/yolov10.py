@@ -5,13 +5,17 @@ so that a foreign state dict loads without a table of renames. The activation is
 better on CPUs, SiLU is what published checkpoints use.
 """
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from converters.errors import ConvertError
 
 Scale = Literal["n", "s", "m", "b", "l", "x"]
 Activation = Literal["relu", "silu"]
@@ -141,13 +145,13 @@ class C2f(nn.Module):
 
     def __init__(self, c1: int, c2: int, blocks: Sequence[nn.Module], act: Activation) -> None:
         super().__init__()
-        c = c2 // 2
-        self.cv1 = Conv(c1, 2 * c, act=act)
-        self.cv2 = Conv((2 + len(blocks)) * c, c2, act=act)
+        self.c = c2 // 2
+        self.cv1 = Conv(c1, 2 * self.c, act=act)
+        self.cv2 = Conv((2 + len(blocks)) * self.c, c2, act=act)
         self.m = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        stages = list(self.cv1(x).chunk(2, 1))
+        stages = list(self.cv1(x).split(self.c, 1))
         for block in self.m:
             stages.append(block(stages[-1]))
         return cast(Tensor, self.cv2(torch.cat(stages, 1)))
@@ -206,14 +210,14 @@ class PSA(nn.Module):
 
     def __init__(self, c: int, act: Activation) -> None:
         super().__init__()
-        half = c // 2
+        self.c = half = c // 2
         self.cv1 = Conv(c, 2 * half, act=act)
         self.cv2 = Conv(2 * half, c, act=act)
         self.attn = Attention(half)
         self.ffn = nn.Sequential(Conv(half, 2 * half, act=act), Conv(2 * half, half, act=None))
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = self.cv1(x).chunk(2, 1)
+        a, b = self.cv1(x).split(self.c, 1)
         b = b + self.attn(b)
         b = b + self.ffn(b)
         return cast(Tensor, self.cv2(torch.cat((a, b), 1)))
@@ -416,7 +420,26 @@ class Exported(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         distances, logits = self.net.head.one_to_one(self.net.features(x))
-        left_top, right_bottom = self.net.head.dfl(distances).chunk(2, 1)
+        left_top, right_bottom = self.net.head.dfl(distances).split(2, 1)
         points, strides = cast(Tensor, self.points), cast(Tensor, self.strides)
         boxes = torch.cat((points - left_top, points + right_bottom), 1) * strides
         return boxes.transpose(1, 2), logits.sigmoid().transpose(1, 2)
+
+
+def load_weights(path: Path) -> YOLOv10:
+    """Return our detector (n, one class, ReLU) with the weights of a training run or of a bundle's checkpoint.
+
+    Raises:
+        ConvertError: the file is not a file of tensors, or they belong to another network.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+        state = {name: value.float() for name, value in state.get("average", state).items()}
+    except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
+        raise ConvertError(f"{path}: not a file of tensors ({error}); give a checkpoint.pt") from error
+    net = YOLOv10()
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConvertError(f"{path}: not a YOLOv10n of one class: {error}") from error
+    return net

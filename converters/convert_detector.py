@@ -1,0 +1,206 @@
+"""`facefleet-convert detector`: a float checkpoint becomes a bundle that was measured before it was written.
+
+What it takes: the weights of our YOLOv10n (a training checkpoint or the `checkpoint.pt` of a bundle) and the data
+folder, whose validation pictures set the score threshold and whose test pictures give the figures.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from converters.data_detection import PURPOSES, Sample, digests, face_mask, training_set
+from converters.detector_artefacts import OUTPUTS, input_of, letterboxed, pick, write_float, write_int8
+from converters.errors import QuantizeError
+from converters.evaluate_detector import (
+    REPORTED,
+    Judge,
+    Report,
+    evaluate_runtimes,
+    latency_ms,
+    samples_of,
+    show,
+    tune_threshold,
+)
+from converters.latency import cpu_name
+from converters.nets.yolov10 import YOLOv10, load_weights
+from converters.package import (
+    DATA,
+    FILES,
+    astronaut,
+    digest_of,
+    open_runtimes,
+    save_checkpoint,
+    seal,
+    staging,
+    write_data_list,
+    write_golden,
+)
+from converters.quantize import OPSET
+from edge.models.bundle import Bundle
+from edge.models.golden import difference, load_golden
+from edge.models.manifest import Calibration, Manifest, Measurement
+from edge.models.runtime import Runtime
+
+HOW = "facefleet-convert train-detector --data DATA --work WORK --minutes 66"
+CALIBRATION_PICTURES = 256
+THREADS = 2
+LICENCE = (
+    "Apache-2.0 (weights); trained on pictures under CC0 as declared by their uploader (face_mask), CC BY 4.0 (mik1i: "
+    "Mohamed Traore and Justin Brady; Young Adult White Faces: DeBruine & Jones) and MIT (LivePortrait examples)"
+)
+Artefact = Literal["source", "fp32", "int8_onnx", "int8_openvino", "fp16_openvino"]
+
+
+def describe_bundle(net: YOLOv10, size: int, how: str, calibration: Sequence[Sample]) -> Manifest:
+    """Return the manifest as far as it is known before anything was measured."""
+    weights = sum(p.numel() for p in net.parameters())
+    return Manifest(
+        name=f"yolov10{net.scale}-face-{size}",
+        version="1",
+        task="detector",
+        decoder="yolov10",
+        input=input_of(size),
+        outputs=OUTPUTS,
+        files={},
+        licence=LICENCE,
+        source=f"trained by this project from scratch: {how}; {DATA} lists the pictures",
+        labels=("face",),
+        opset=OPSET,
+        architecture=f"YOLOv10{net.scale} (arXiv 2405.14458), {net.act}, {weights} weights with both heads; "
+        "one-to-one head, decoded in the graph, no top-k",
+        calibration=Calibration("face_mask/train", len(calibration), digest_of([s.sha256 for s in calibration])),
+    )
+
+
+def write_bundle(net: YOLOv10, size: int, data: Path, folder: Path, how: str, console: Console) -> Manifest:
+    """Quantize, tune, measure and write one bundle.
+
+    Args:
+        net: the float network.
+        size: side of the square input.
+        data: the data folder.
+        folder: the bundle's folder, replaced as a whole.
+        how: the command that trained the weights.
+        console: told of every step.
+
+    Raises:
+        QuantizeError: the two INT8 artefacts disagree on the golden picture.
+    """
+    samples = training_set(data)
+    calibration = pick([s for s in samples if s.source == "face_mask"], CALIBRATION_PICTURES)
+    manifest = describe_bundle(net, size, how, calibration)
+    with staging(folder) as aside, tempfile.TemporaryDirectory() as floats:
+        write_float(net, size, Path(floats))
+        write_int8(net, size, [s.image for s in calibration], aside)
+        save_checkpoint(net, aside / FILES["checkpoint"])
+        int8 = open_runtimes(aside, manifest, THREADS)
+        manifest = tuned(manifest, int8["int8_openvino"], list(face_mask(data, "val")), samples)
+        float_runtimes = open_runtimes(Path(floats), msgspec.structs.replace(manifest, calibration=None), THREADS)
+        runtimes = float_runtimes | int8
+        table = evaluate_runtimes(runtimes, manifest, samples_of(data, REPORTED))
+        show(table, console)
+        note = write_golden(aside, manifest, golden_pictures(size), int8["int8_openvino"].infer)
+        manifest = msgspec.structs.replace(
+            manifest,
+            accuracy=tuple(accuracy_lines(manifest, table)),
+            latency=tuple(latency_lines(manifest, runtimes)),
+            notes=note,
+        )
+        write_data_list(aside / DATA, digests(samples), PURPOSES)
+        manifest = seal(aside, manifest)
+        agree(Bundle(aside, manifest), int8)
+    return manifest
+
+
+def tuned(manifest: Manifest, runtime: Runtime, validation: Sequence[Sample], samples: Sequence[Sample]) -> Manifest:
+    """Return the manifest with the score threshold that suits its INT8 artefact best."""
+    judge = Judge(runtime, manifest)
+    negatives = [s for s in samples if s.source == "negative"]
+    found, false = ([(judge(s.image), s.boxes) for s in part] for part in (validation, negatives))
+    return msgspec.structs.replace(manifest, score_threshold=tune_threshold(found, false))
+
+
+def golden_pictures(size: int) -> list[NDArray[np.uint8]]:
+    """Return letterboxed views of a public-domain portrait, (1, size, size, 3) uint8 BGR, the whole picture first."""
+    picture = astronaut()
+    views = [picture, picture[:400, 60:420], picture[:300, 100:400], np.ascontiguousarray(picture[:, ::-1])]
+    padded = np.full((900, 900, 3), 114, np.uint8)
+    padded[200:712, 200:712] = picture
+    return [letterboxed(np.ascontiguousarray(view), size) for view in (*views, padded)]
+
+
+def agree(bundle: Bundle, runtimes: Mapping[str, Runtime]) -> None:
+    """Check that every runtime passes the golden check a box would make at its start."""
+    golden = load_golden(bundle)
+    for artefact, runtime in runtimes.items():
+        if reason := difference(bundle.manifest, golden.outputs, runtime.infer(golden.image)):
+            raise QuantizeError(f"{bundle.manifest.name}: {artefact} fails the golden check: {reason}")
+
+
+NAMES: dict[str, Artefact] = {
+    "fp32_openvino": "fp32",
+    "fp32_onnx": "source",
+    "int8_openvino": "int8_openvino",
+    "int8_onnx": "int8_onnx",
+}
+
+
+def accuracy_lines(manifest: Manifest, table: Mapping[str, Mapping[str, Report]]) -> list[Measurement]:
+    """Return the figures of all artefacts and sets as the manifest keeps them."""
+    command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA"
+    lines = []
+    for artefact, reports in table.items():
+        for name, found in reports.items():
+            metrics = ("ap50", "ap50_95", "ap50_small", "ap50_medium", "ap50_large", "recall", "precision")
+            for metric in metrics if found.faces else ("false_boxes",):
+                value = getattr(found, metric)
+                if value == value:  # a set without large faces has no AP for them
+                    value = round(float(value), 4)
+                    lines.append(Measurement(metric, value, NAMES[artefact], command, name, images=found.images))
+    return lines
+
+
+def latency_lines(manifest: Manifest, runtimes: Mapping[str, Runtime]) -> list[Measurement]:
+    """Measure all artefacts in turn, pixels in, outputs out."""
+    command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA --threads {THREADS}"
+    image = golden_pictures(manifest.input.width)[0]
+    metrics = {"fp32_onnx": "median_ms, FP32 on onnxruntime"}
+    return [
+        Measurement(metrics.get(name, "median_ms"), round(ms, 3), NAMES[name], command, cpu=cpu_name(), threads=THREADS)
+        for name, ms in latency_ms(runtimes, image).items()
+    ]
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `detector`."""
+    parser = subparsers.add_parser(
+        "detector",
+        help="turn a detector checkpoint into an INT8 bundle",
+        description="Quantize for OpenVINO and onnxruntime, set the score threshold, measure before and after, write.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of train-detector or of a bundle")
+    parser.add_argument("--size", type=int, nargs="+", default=[320], help="sides of the input, one bundle each")
+    parser.add_argument("--data", type=Path, required=True, help="the data folder: calibration, threshold, figures")
+    parser.add_argument("--out", type=Path, default=Path("models_int8"), help="where the bundles go")
+    parser.add_argument("--how", default=HOW, help="the training command, for the manifest (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write one bundle per size."""
+    console = Console()
+    net = load_weights(args.checkpoint)
+    for size in args.size:
+        folder = args.out / f"yolov10n-face-{size}"
+        manifest = write_bundle(net, size, args.data, folder, args.how, console)
+        console.print(f"{folder}: score threshold {manifest.score_threshold} {manifest.notes}")
+        for line in manifest.latency:
+            console.print(f"  {line.artefact:14} {line.value:7.2f} ms  {line.metric}")
+    return 0
