@@ -1,5 +1,6 @@
 """The life of a live source, with connections that do exactly what a bad camera does."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from edge.capture.frames import Image, SourceState
 from edge.capture.live import Connection, LiveSource
 from edge.errors import CameraError
 from tests.edge.capture.conftest import next_frame, until, until_state
-import itertools
 
 
 class FakeCamera:

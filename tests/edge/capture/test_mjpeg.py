@@ -1,5 +1,6 @@
 """A real HTTP camera: MJPEG in all its dialects, stopped, restarted, silent, locked."""
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -16,7 +17,6 @@ from edge.errors import CameraError
 from tests.edge.capture.conftest import next_frame, until, until_state
 from tests.mjpeg_server import MjpegServer
 from tests.rtsp_server import free_port
-import itertools
 
 
 @pytest.fixture
@@ -96,12 +96,11 @@ def test_a_locked_camera_opens_with_its_password_and_refuses_another(auth: str) 
 
 
 def test_a_web_page_is_told_from_a_stream() -> None:
-    with MjpegServer(content_type="text/html; charset=utf-8") as camera:
-        with pytest.raises(CameraError, match=r"answers with a page \(text/html\).*often /video"):
-            probe(SourceSpec("http", camera.url))
-    with MjpegServer(content_type="image/jpeg") as camera:
-        with pytest.raises(CameraError, match="answers with one picture"):
-            probe(SourceSpec("http", camera.url))
+    page, still = MjpegServer(content_type="text/html; charset=utf-8"), MjpegServer(content_type="image/jpeg")
+    with page, pytest.raises(CameraError, match=r"answers with a page \(text/html\).*often /video"):
+        probe(SourceSpec("http", page.url))
+    with still, pytest.raises(CameraError, match="answers with one picture"):
+        probe(SourceSpec("http", still.url))
 
 
 def test_probe_of_nobody_fails_at_once() -> None:

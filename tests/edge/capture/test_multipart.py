@@ -1,11 +1,12 @@
 """MJPEG streams are cut into the same pictures however the bytes arrive."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.capture.multipart import LONGEST_PART_BYTES, MultipartCutter
-import itertools
 
 PICTURES = [b"\xff\xd8one\xff\xd9", b"\xff\xd8--edge\r\n\r\n two \xff\xd9", b"\xff\xd8\r\n\xff\xd9"]
 

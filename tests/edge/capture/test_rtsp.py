@@ -1,5 +1,6 @@
 """A real RTSP camera: it is killed, restarted, frozen, locked and resized, and the source lives through it."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from edge.capture.spec import SourceSpec
 from edge.errors import CameraError
 from tests.edge.capture.conftest import next_frame, until, until_state
 from tests.rtsp_server import RtspServer, free_port
-import itertools
 
 MakeCamera = Callable[..., RtspServer]
 ROOT = Path(__file__).resolve().parents[3]
