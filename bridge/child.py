@@ -36,6 +36,7 @@ class Program:
         stop_signal: asks it to end cleanly.
         user: system user to run it as; None for ours.
         start_s: how long it may take until it is ready.
+        stop_s: how long it may take to end cleanly before it is killed.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     user: str | None = None
     start_s: float = 20.0
+    stop_s: float = 10.0
 
 
 class Child:
@@ -65,6 +67,11 @@ class Child:
         if self._process is None:
             raise LocalError(f"{self.program.name} is not running")
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start the server and wait until it is ready.
@@ -116,7 +123,7 @@ class Child:
         self.restarts += 1
         return True
 
-    def stop(self, *, grace_s: float = 10.0) -> None:
+    def stop(self) -> None:
         """Ask the server to end, wait, kill it if it does not; it is reaped in any case."""
         process, self._process = self._process, None
         if process is None:
@@ -124,9 +131,9 @@ class Child:
         if process.poll() is None:
             process.send_signal(self.program.stop_signal)
         try:
-            process.wait(grace_s)
+            process.wait(self.program.stop_s)
         except subprocess.TimeoutExpired:
-            log.error("%s did not stop within %g s: killing it", self.program.name, grace_s)
+            log.error("%s did not stop within %g s: killing it", self.program.name, self.program.stop_s)
             process.kill()
             process.wait()
 

@@ -34,7 +34,6 @@ class Inbox:
 
     def __init__(self, most_bytes: int, *, most_boxes: int = 100_000) -> None:
         """Hold at most `most_bytes` of events and states, and the newest health of at most `most_boxes` boxes."""
-        self.turned_away = 0
         self._most_bytes = most_bytes
         self._most_boxes = most_boxes
         self._queue: deque[Delivery] = deque()
@@ -61,7 +60,6 @@ class Inbox:
                     return False
                 self._health[key] = delivery
             elif self._bytes + delivery.bytes > self._most_bytes:
-                self.turned_away += 1
                 return False
             else:
                 self._queue.append(delivery)

@@ -59,7 +59,7 @@ def postgres_program(folder: Path, sockets: Path | None = None) -> tuple[Program
     dsn = conninfo.make_conninfo(host=str(sockets), user="postgres", dbname="postgres")
     argv = [str(server.bin_path / "postgres"), "-D", str(data), "-k", str(sockets), "-c", "listen_addresses="]
     log = folder / "postgresql.log"
-    return Program("PostgreSQL", argv, log, _answers_sql(dsn), signal.SIGINT, user, start_s=60.0), dsn
+    return Program("PostgreSQL", argv, log, _answers_sql(dsn), signal.SIGINT, user, 60.0, 60.0), dsn
 
 
 def needs_socket_folder(folder: Path) -> bool:

