@@ -46,6 +46,8 @@ class Store:
             clock: what time the bridge thinks it is, for the lag figures.
         """
         self._dsn = dsn
+        own = str(psycopg.conninfo.conninfo_to_dict(dsn).get("options") or "")
+        self._options = f"{OPTIONS} {own}"
         self._retention = timedelta(days=retention_days)
         self._registry = Registry(registry)
         self._clock = clock
@@ -101,8 +103,8 @@ class Store:
         """Return what is covered of a box's recent streams, newest first."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT t.stream, t.upto, t.ranges FROM streams t JOIN boxes b USING (box_id) JOIN sites s USING (site_id) "
-                "WHERE s.name = %s AND b.name = %s ORDER BY t.last_at DESC, t.stream LIMIT %s",
+                "SELECT t.stream, t.upto, t.ranges FROM streams t JOIN boxes b USING (box_id) "
+                "JOIN sites s USING (site_id) WHERE s.name = %s AND b.name = %s ORDER BY t.last_at DESC, t.stream LIMIT %s",
                 (site, box, RECENT_STREAMS),
             ).fetchall()
         return tuple(Covered(stream, upto, tuple(ranges)) for stream, upto, ranges in rows)
@@ -136,11 +138,16 @@ class Store:
     def _connection(self) -> Connection:
         if self._open is None or self._open.closed or self._open.broken:
             self.close()
-            self._open = psycopg.connect(
-                self._dsn, autocommit=True, options=OPTIONS, connect_timeout=CONNECT_TIMEOUT_S,
+            connection = psycopg.connect(
+                self._dsn, autocommit=True, options=self._options, connect_timeout=CONNECT_TIMEOUT_S,
                 application_name="facefleet-bridge",
             )  # fmt: skip
-            self._open.execute(statements.TEMPORARY)
+            try:
+                connection.execute(statements.TEMPORARY)
+            except BaseException:
+                connection.close()
+                raise
+            self._open = connection
         return self._open
 
     def _transaction(self) -> AbstractContextManager[Connection]:
