@@ -119,7 +119,7 @@ class Bridge:
         finally:
             self._subscriber.stop()
             self._link.stop(farewell=(self._topic, self._state("offline"), 1, True))
-            log.info("stopped: %s", self.counts)
+            log.info("stopped: %s", str(self.counts) or "nothing came")
 
     def _say_state(self, said: tuple[int, Status] | None) -> tuple[int, Status] | None:
         """Publish our state once per connection and per change; one thread does it, so none overtakes another."""

@@ -95,7 +95,8 @@ class Local:
         with self._stack as stack:
             folder = stack.enter_context(_state_folder(self._data, self._keep))
             sockets = stack.enter_context(tempfile.TemporaryDirectory()) if needs_socket_folder(folder) else None
-            program, dsn = postgres_program(folder, Path(sockets) if sockets else None)
+            durable = self._keep or self._data is not None
+            program, dsn = postgres_program(folder, Path(sockets) if sockets else None, durable=durable)
             self.postgres = self._child(stack, Child(program))
             migrate(dsn, database_uuid=self._database)
             self.broker = self._start_broker(stack, folder)

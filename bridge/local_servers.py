@@ -25,7 +25,7 @@ Broker = Literal["mosquitto", "amqtt"]
 _MOST_SOCKET_PATH = 90  # the kernel's 108 bytes, less "/.s.PGSQL.5432" and a zero
 
 
-def postgres_program(folder: Path, sockets: Path | None = None) -> tuple[Program, str]:
+def postgres_program(folder: Path, sockets: Path | None = None, *, durable: bool = True) -> tuple[Program, str]:
     """Prepare a cluster below `folder` (made on first use); return its program and the dsn it will have.
 
     It listens on a Unix socket only, in a folder that only its user may enter, and trusts whoever comes in. As root
@@ -34,6 +34,7 @@ def postgres_program(folder: Path, sockets: Path | None = None) -> tuple[Program
     Args:
         folder: of the state; `postgresql/` and the log go below it.
         sockets: an empty folder for the socket, where the path below `folder` would be too long for one.
+        durable: false spares the disk where the folder goes away with the process; a power cut would cost the data.
 
     Raises:
         LocalError: the extra is not installed, or initdb fails.
@@ -58,6 +59,8 @@ def postgres_program(folder: Path, sockets: Path | None = None) -> tuple[Program
         os.chown(sockets, account.pw_uid, account.pw_gid)
     dsn = conninfo.make_conninfo(host=str(sockets), user="postgres", dbname="postgres")
     argv = [str(server.bin_path / "postgres"), "-D", str(data), "-k", str(sockets), "-c", "listen_addresses="]
+    if not durable:
+        argv += ["-c", "fsync=off", "-c", "full_page_writes=off"]
     log = folder / "postgresql.log"
     return Program("PostgreSQL", argv, log, _answers_sql(dsn), signal.SIGINT, user, 60.0, 60.0), dsn
 

@@ -9,7 +9,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -81,9 +80,8 @@ class Database:
 def cluster() -> Iterator[Cluster]:
     """Yield a running PostgreSQL of its own."""
     with fresh_folder() as folder:
-        program, dsn = postgres_program(folder)
-        careless = ("-c", "fsync=off", "-c", "full_page_writes=off")  # processes die here, machines do not
-        child = Child(replace(program, argv=(*program.argv, *careless)))
+        program, dsn = postgres_program(folder, durable=False)  # processes die here, machines do not
+        child = Child(program)
         child.start()
         try:
             yield Cluster(child, dsn)
