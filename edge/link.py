@@ -155,6 +155,9 @@ class Link:
                 with contextlib.suppress(ValueError, RuntimeError):  # lost meanwhile: the will speaks for us
                     info.wait_for_publish(FAREWELL_S)
         self._stopping.set()
+        with self._lock:
+            if self._client is not None:
+                self._client.disconnect()  # only queued, and wakes the network thread, which writes it
         if self._thread.is_alive():
             self._thread.join(CONNECT_S + 5.0)
 
@@ -231,11 +234,13 @@ class Link:
         try:
             self._connect(client)
             give_up_s = time.monotonic() + CONNECT_S
+            leave_s: float | None = None
             while client.loop(0.5) is MQTTErrorCode.MQTT_ERR_SUCCESS:
                 self.turned_at_s = time.monotonic()
                 if self._stopping.is_set():
-                    self._leave(client)
-                    return
+                    leave_s = leave_s or self.turned_at_s + FAREWELL_S
+                    if not self.connected or self.turned_at_s > leave_s:
+                        return
                 if self._why:
                     return
                 if not self.connected and time.monotonic() > give_up_s:
@@ -289,12 +294,6 @@ class Link:
             client.connect(s.host, s.port, s.keep_alive_s, clean_start=s.clean_start, properties=properties)
         else:
             client.connect(s.host, s.port, s.keep_alive_s)
-
-    def _leave(self, client: Client) -> None:
-        client.disconnect()
-        give_up_s = time.monotonic() + FAREWELL_S
-        while client.loop(0.1) is MQTTErrorCode.MQTT_ERR_SUCCESS and time.monotonic() < give_up_s:
-            pass
 
     def _tls(self) -> ssl.SSLContext | None:
         s = self.settings
