@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from edge.geometry import overlapping_pairs
+from edge.track.assignment import linear_sum_assignment
 from edge.track.kalman import Kalman, measure
 
 Indices = NDArray[np.intp]
