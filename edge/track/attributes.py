@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge.errors import ModelError
 from edge.models.decoders import probabilities
 from edge.models.runtime import Loaded
-from edge.track.ballot import Ballot, Sample
+from edge.track.ballot import NOTHING, Ballot, Sample
 from edge.track.ballot import HeadParams as HeadParams
 from edge.track.ballot import Vote as Vote
 from edge.track.crops import cut, frontality, sharpness, side_px
@@ -122,7 +122,7 @@ class Attributes:
     def votes(self, track_id: int) -> dict[str, Vote]:
         """Return every head's vote on a track; a track never seen well enough gets abstentions."""
         return {
-            name: head.ballots.get(track_id, Ballot()).vote(head.labels, head.threshold)
+            name: ballot.vote(head.labels, head.threshold) if (ballot := head.ballots.get(track_id)) else NOTHING
             for name, head in self._heads.items()
         }
 

@@ -47,6 +47,9 @@ class Vote:
     samples: int
 
 
+NOTHING = Vote(None, -1, 0.0, 0)  # nobody was seen well enough to ask
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One crop's answer: `quality` ranks it among the track's, `area` (px²) weighs it in the vote."""
@@ -65,6 +68,7 @@ class Ballot:
     unchanged: int = 0
     last: int = -1
     not_before: int = 0
+    _vote: Vote | None = None
 
     def bar(self, params: HeadParams, turn: int) -> float:
         """Return the quality a crop must promise to be worth an inference; infinite when none would be."""
@@ -81,6 +85,7 @@ class Ballot:
         winner = int(mean.argmax()) if mean.max() >= threshold else -1
         self.unchanged = self.unchanged + 1 if winner == self.last and winner >= 0 else 0
         self.last = winner
+        self._vote = None
 
     def mean(self) -> Floats:
         """Return the area-weighted mean of the samples' probabilities, (C,)."""
@@ -89,9 +94,16 @@ class Ballot:
         return np.asarray(weights @ chances / weights.sum(), np.float32)
 
     def vote(self, labels: Sequence[str], threshold: float) -> Vote:
-        """Return the label, or abstain below the threshold or without a sample."""
-        if not self.samples:
-            return Vote(None, -1, 0.0, 0)
+        """Return the label, or abstain below the threshold or without a sample.
+
+        Asked on every frame and for every track, answered anew only after a sample: a head does not change its labels
+        or its threshold.
+        """
+        if self._vote is None:
+            self._vote = self._count(labels, threshold) if self.samples else NOTHING
+        return self._vote
+
+    def _count(self, labels: Sequence[str], threshold: float) -> Vote:
         mean = self.mean()
         best = int(mean.argmax())
         sure = float(mean[best])
