@@ -7,7 +7,7 @@ from pathlib import Path
 from demo.portraits import PORTRAITS, portrait_path
 from demo.scene import Scene
 from demo.story import DURATION_S, FPS, FRAME_WH, frame_count
-from demo.video import VideoWriter
+from demo.video import VideoWriter, comment_of, suffix
 
 SOURCES = ("portraits.py", "story.py", "scene.py", "video.py")  # what a rendered clip depends on
 
@@ -36,7 +36,7 @@ def render(
     """
     frames = frame_count(duration_s)
     scene = Scene()
-    with VideoWriter(path, FRAME_WH, FPS, crf=19) as video:
+    with VideoWriter(path, FRAME_WH, FPS, crf=19, comment=version()) as video:
         for index in range(frames):
             if stopping():
                 raise KeyboardInterrupt
@@ -46,11 +46,17 @@ def render(
     return video.path
 
 
-def cached(folder: Path) -> Path:
-    """Return where the rendered clip of this very version of the story lies, or will lie, in a folder."""
+def rendered_before(path: Path) -> Path | None:
+    """Return the rendered clip at a path, if it is of this very version of the story; its ending follows the codec."""
+    path = path.with_suffix(suffix())
+    return path if path.is_file() and comment_of(path) == version() else None
+
+
+def version() -> str:
+    """Return the name of what a rendered clip depends on: our modules and the portraits."""
     digest = hashlib.sha256()
     for name in SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())
     for portrait in PORTRAITS.values():
         digest.update(portrait_path(portrait).read_bytes())
-    return folder / f"clip-{digest.hexdigest()[:8]}.mp4"
+    return f"facefleet built-in clip {digest.hexdigest()[:12]}"

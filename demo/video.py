@@ -28,10 +28,18 @@ class VideoWriter:
         fps: Usual rate; only a hint, as every frame carries its time.
         crf: Quality; larger is smaller and worse.
         preset: x264's: how much time to spend.
+        comment: Kept in the file's metadata; see `comment_of`.
     """
 
     def __init__(
-        self, path: Path, frame_wh: tuple[int, int], fps: float, *, crf: int = 21, preset: str = "veryfast"
+        self,
+        path: Path,
+        frame_wh: tuple[int, int],
+        fps: float,
+        *,
+        crf: int = 21,
+        preset: str = "veryfast",
+        comment: str = "",
     ) -> None:
         av = _av()
         name, suffix, container = _codec()
@@ -41,6 +49,7 @@ class VideoWriter:
         self.width, self.height = frame_wh[0] // 2 * 2, frame_wh[1] // 2 * 2
         options = {"movflags": "+faststart"} if container == "mp4" else {}
         self._file = av.open(str(self._part), "w", format=container, options=options)
+        self._file.metadata["comment"] = comment
         stream = self._file.add_stream(name, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
         stream.time_base = Fraction(1, TICKS)
@@ -158,6 +167,21 @@ class _Tape:
         dwell_s = {i: now_s - self.first_seen_s.setdefault(i, now_s) for i in tracks}
         title = f"{camera}   {seen.people} here   {len(self.first_seen_s)} so far"
         self.writer.write(draw(seen, width=self.width, title=title, dwell_s=dwell_s), now_s - self.began_s)
+
+
+def comment_of(path: Path) -> str:
+    """Return the comment that a video was written with, "" where there is none or no video."""
+    av = _av()
+    try:
+        with av.open(str(path)) as file:
+            return next((text for key, text in file.metadata.items() if key.lower() == "comment"), "")
+    except (OSError, av.error.FFmpegError):
+        return ""
+
+
+def suffix() -> str:
+    """Return the ending that videos of this machine have, ".mp4" or ".webm"."""
+    return _codec()[1]
 
 
 def _codec() -> tuple[str, str, str]:

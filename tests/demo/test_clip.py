@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from demo.clip import cached, render
+from demo.clip import render, rendered_before
 from demo.portraits import PORTRAITS, Portrait, cutout, portrait_path
 from demo.scene import COUNTER_TOP_PX, Scene
 from demo.story import DURATION_S, FPS, FRAME_WH, STORY, GroundTruth, Key, Walk, frame_count, ground_truth, pose
@@ -185,6 +185,12 @@ def test_rendering_that_is_stopped_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cached_name_is_stable_and_names_the_version(tmp_path: Path) -> None:
-    assert cached(tmp_path) == cached(tmp_path)
-    assert cached(tmp_path).name.startswith("clip-")
+def test_clip_of_this_version_is_not_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "clip.mp4"
+    assert rendered_before(path) is None
+    path.write_bytes(b"no video")
+    assert rendered_before(path) is None
+    path = render(path, duration_s=0.2)
+    assert rendered_before(path) == path
+    monkeypatch.setattr("demo.clip.version", lambda: "another story")
+    assert rendered_before(path) is None
