@@ -17,7 +17,7 @@ from edge.capture.frames import SourceState
 from edge.capture.live import LiveSource
 from edge.capture.opencv import RtspOpener
 from edge.capture.sources import open_source, probe
-from edge.capture.spec import SourceSpec
+from edge.capture.spec import SourceSpec, Transport
 from edge.errors import CameraError
 from tests.edge.capture.conftest import next_frame, until, until_state
 from tests.rtsp_server import RtspServer, free_port
@@ -38,8 +38,8 @@ def test_frames_arrive_and_a_slow_reader_drops(rtsp_camera: MakeCamera) -> None:
         assert first.image.shape == (240, 320, 3)
         time.sleep(0.5)
         second = next_frame(source)
-        assert source.dropped > 3
-        assert second.index - first.index > source.dropped / 2
+        assert second.index - first.index > 3
+        assert source.dropped >= second.index - 1  # all of them but the two that were read
         assert second.media_s > first.media_s
         assert source.decoder == "software"
 
@@ -127,7 +127,7 @@ def test_a_locked_camera_without_configured_credentials_asks_for_them(rtsp_camer
 WATCH = """
 import logging, sys, time
 from edge.capture.sources import open_source
-from edge.capture.spec import SourceSpec
+from edge.capture.spec import SourceSpec, Transport
 from edge.errors import CameraError
 logging.basicConfig(level=logging.DEBUG)
 spec = SourceSpec("rtsp", sys.argv[1], user="admin", password=sys.argv[2])
@@ -193,14 +193,14 @@ def test_udp_is_used_where_asked_for_and_tcp_elsewhere(rtsp_camera: MakeCamera) 
         links = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
         return sum(link.removeprefix("socket:[").rstrip("]") in inodes for link in links)
 
-    before = udp_sockets()
-    with open_source(SourceSpec("rtsp", camera.url, transport="udp")) as source:
-        next_frame(source)
-        assert udp_sockets() > before
-        with open_source(SourceSpec("rtsp", camera.url)) as other:
-            during = udp_sockets()
-            next_frame(other)
-            assert udp_sockets() == during
+    order: tuple[Transport, ...] = ("tcp", "udp", "tcp")
+    before, used = udp_sockets(), []
+    for transport in order:
+        with open_source(SourceSpec("rtsp", camera.url, transport=transport)) as source:
+            next_frame(source)
+            used.append(udp_sockets() - before)
+    assert used[0] == used[2] == 0
+    assert used[1] >= 2  # RTP and RTCP
     assert "OPENCV_FFMPEG_CAPTURE_OPTIONS" not in os.environ
 
 
