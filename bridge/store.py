@@ -104,7 +104,8 @@ class Store:
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT t.stream, t.upto, t.ranges FROM streams t JOIN boxes b USING (box_id) "
-                "JOIN sites s USING (site_id) WHERE s.name = %s AND b.name = %s ORDER BY t.last_at DESC, t.stream LIMIT %s",
+                "JOIN sites s USING (site_id) WHERE s.name = %s AND b.name = %s "
+                "ORDER BY t.last_at DESC, t.stream LIMIT %s",
                 (site, box, RECENT_STREAMS),
             ).fetchall()
         return tuple(Covered(stream, upto, tuple(ranges)) for stream, upto, ranges in rows)

@@ -53,8 +53,8 @@ def sent(*events: AnyEvent, **more: Any) -> Incoming:
 
 
 def birth(stream: int, **more: Any) -> BoxState:
-    more = {"boot": "boot", "machine": "m", "nonce": "n", "vocabulary": VOCABULARY} | more
-    return BoxState("online", name_of(stream), **more)
+    given: dict[str, Any] = {"boot": "boot", "machine": "m", "nonce": "n", "vocabulary": VOCABULARY} | more
+    return BoxState("online", name_of(stream), **given)
 
 
 def death(stream: int, reason: str = "connection lost") -> BoxState:

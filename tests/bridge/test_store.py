@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
+import msgspec
 import psycopg
 import pytest
 
@@ -179,7 +180,7 @@ def test_bad_row_is_found_by_bisection_and_its_neighbours_live(store: Store, dsn
 
 
 def test_bisection_keeps_losses_quarantine_and_other_letters_once(store: Store, dsn: str) -> None:
-    events = [
+    events: list[AnyEvent] = [
         ended(1, score=300),
         ended(2, t_ms=10**12),
         Loss(70, 5, 9, LossReason.AGE),
@@ -272,7 +273,7 @@ def test_vocabulary_of_one_box_means_nothing_to_another(store: Store) -> None:
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 201], ids=["empty", "NUL", "long"])
 def test_vocabulary_no_registry_should_hold_is_a_dead_letter(store: Store, dsn: str, name: str) -> None:
     bad = batch([ended(1)])
-    bad = type(bad)(*(getattr(bad, f) for f in bad.__struct_fields__[:-1]), Vocabulary((name,)))
+    bad = msgspec.structs.replace(bad, vocabulary=Vocabulary((name,)))
     assert store.write([message(bad)]).dead_letters == 1
     assert count(dsn, "cameras") == 0
 
