@@ -250,7 +250,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; leave `checkpoint.pt`, `data.json` (the pictures) and one JSON line per epoch in `log.jsonl` in `--work`."""
+    """Train; leave `checkpoint.pt`, `data.json` (the pictures) and `log.jsonl` (a line per epoch) in `--work`."""
     bad = [size for size in args.sizes or () if size % 32 or size < 64]
     if bad:
         raise ConvertError(f"--sizes {bad}: an input side must be a multiple of 32, at least 64")
