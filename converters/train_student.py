@@ -124,8 +124,8 @@ def spans(heads: Sequence[str]) -> list[tuple[int, int]]:
     return [(sum(sizes[:i]), n) for i, n in enumerate(sizes)]
 
 
-def train(plan: Plan, material: Lessons, checks: Faces, folder: Path) -> Student:
-    """Train or go on training in `folder`, and return the averaged student (logits of all heads side by side)."""
+def train(plan: Plan, material: Lessons, checks: Faces, folder: Path) -> State:
+    """Train or go on training in `folder`; the state's averaged student has the logits of all heads side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     state = _start(plan, folder / "state.pt")
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
@@ -143,7 +143,8 @@ def train(plan: Plan, material: Lessons, checks: Faces, folder: Path) -> Student
             progress.update(task, completed=state.epoch, note=note)
             if not progress.console.is_terminal:
                 progress.console.print(f"epoch {state.epoch} {state.spent_s:.0f} s {note}")
-    return state.average.eval()
+    state.average.eval()
+    return state
 
 
 def balanced_accuracy(student: Student, faces: Faces, plan: Plan) -> dict[str, float]:
@@ -165,6 +166,7 @@ def balanced_accuracy(student: Student, faces: Faces, plan: Plan) -> dict[str, f
 
 def _epoch(plan: Plan, state: State, material: Lessons) -> None:
     rng = torch.Generator().manual_seed(plan.seed * 100_003 + state.epoch)
+    torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator
     used = material.weights.sum(dim=1).nonzero().flatten()
     order = used[torch.randperm(len(used), generator=rng)]
     began = time.monotonic()
@@ -296,14 +298,15 @@ def run(args: argparse.Namespace) -> int:
     check = merge([faces.split("val") for faces in sets.values()])
     material = merge(list(learnt.values()))
     print(f"{len(material.labels)} faces to learn from, {len(check.labels)} to check on")
-    student = train(plan, lessons(material, plan.heads), check, args.out)
+    state = train(plan, lessons(material, plan.heads), check, args.out)
     if args.no_bundles:
         return 0
     from converters.student_bundle import write_heads  # nncf and openvino, which training alone does not need
 
     args.size = SIZE_PX
     heads = dict(zip(plan.heads, spans(plan.heads), strict=True))
-    write_heads(student, heads, learnt, check, args, how=command_line(plan))
+    how = f"{command_line(plan)}, {state.epoch} epochs done"
+    write_heads(state.average, heads, learnt, check, args, how=how)
     return 0
 
 
