@@ -22,6 +22,7 @@ from edge.box import facts
 from edge.box.preview import LivePage
 from edge.box.watchdog import Loop, Notifier, stuck
 from edge.camera import Camera, Observer, Timeline
+from edge.capture import opencv
 from edge.capture.frames import Source
 from edge.capture.sources import open_source
 from edge.config import Camera as CameraConfig
@@ -35,7 +36,8 @@ from edge.wire import Health, stream_name
 log = logging.getLogger(__name__)
 
 TURN_S = 0.2
-STUCK_S = 30.0  # a loop that has not turned for so long is stuck: longer than a camera may be silent
+STUCK_S = 30.0  # a loop that has not turned for so long is stuck
+CAPTURE_STUCK_S = 60.0  # a capture loop may wait for a silent camera in between
 DELIVER_S = 30.0  # how long a box whose recordings ended waits for the last acks
 CLOSE_S = 10.0  # how long a camera may take to let go
 
@@ -62,6 +64,7 @@ def run_box(
         EdgeError: it cannot start, or a part died in a way that a restart may mend.
     """
     stop = stop or threading.Event()
+    opencv.quiet()  # before the first capture: FFmpeg would print addresses, and with them passwords
     notifier = Notifier()
     notifier.extend_timeout(120)
     with ExitStack() as closing:
@@ -179,8 +182,12 @@ class Box:
         return " ".join([self.publisher.status, *(camera.state for camera in self.cameras)])
 
     def _stuck(self, now_s: float) -> list[str]:
-        loops = [Loop(f"camera {c.name}", c.turned_at_s) for c in self.cameras if not c.done]
-        return stuck([*loops, Loop("publisher", self.publisher.turned_at_s)], now_s, STUCK_S)
+        running = [camera for camera in self.cameras if not camera.done]
+        loops = [Loop(f"camera {c.name}", c.turned_at_s) for c in running]
+        captures = [Loop(f"capture {c.name}", c.capture_turned_at_s) for c in running]
+        publisher = Loop("publisher", self.publisher.turned_at_s)
+        silent_s = max(c.source.silence_s for c in self.config.box.cameras)
+        return stuck([*loops, publisher], now_s, STUCK_S) + stuck(captures, now_s, silent_s + CAPTURE_STUCK_S)
 
     def _camera(self, index: int, observers: Sequence[Observer]) -> Camera:
         config = self.config.box.cameras[index]

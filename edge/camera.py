@@ -82,6 +82,11 @@ class Camera:
         """Return where the source stands, or "failed"."""
         return "failed" if self.error else str(self._source.state) if self._source else "opening"
 
+    @property
+    def capture_turned_at_s(self) -> float:
+        """Return when the source's own loop, or its reconnecting, last turned."""
+        return self._source.turned_at_s if self._source else self.turned_at_s
+
     def start(self) -> None:
         """Begin; returns at once."""
         self._thread.start()

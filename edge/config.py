@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from edge.errors import ConfigError
+from edge.geometry import polygon_fault
 from edge.strict_yaml import Credential, KeyMistake, YamlErrors, load
 from edge.wire import ID
 
@@ -109,12 +110,9 @@ class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         wrong = []
         for i, polygon in enumerate(self.masks):
-            if len(polygon) < 3 or polygon_area(polygon) < 1e-6:
-                found = f"a polygon of {len(polygon)} points without area"
-                wrong.append(KeyMistake(f"masks[{i}]", found, "at least three points around an area"))
-            if not all(0 <= c <= 1 for point in polygon for c in point):
-                expected = "points [x, y] from 0 to 1: 0,0 is top left, 1,1 bottom right"
-                wrong.append(KeyMistake(f"masks[{i}]", "a polygon that leaves the frame", expected))
+            if fault := polygon_fault(polygon):
+                found, _, expected = fault.partition(", expected ")
+                wrong.append(KeyMistake(f"masks[{i}]", found, expected))
         if wrong:
             raise ExceptionGroup("masks", wrong)
 
@@ -277,9 +275,3 @@ def load_box(path: Path) -> LoadedConfig:
             f'{error}\n{count} mistake{"s"[: count != 1]}; edit the file and run "facefleet-edge check {path}"'
         ) from error
     return LoadedConfig(box, path.resolve(), sha256(path.read_bytes()).hexdigest()[:12])
-
-
-def polygon_area(polygon: tuple[Point, ...]) -> float:
-    """Return the area of a polygon by the shoelace formula, in squares of its unit."""
-    nexts = polygon[1:] + polygon[:1]
-    return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(polygon, nexts, strict=True))) / 2

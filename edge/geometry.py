@@ -5,12 +5,15 @@ height; `cxcywh` is centre, width, height. Units are whatever the caller uses, a
 Float32 in gives float32 out, float64 gives float64.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = TypeVar("Float", np.float32, np.float64)
+Polygon = Sequence[tuple[float, float]]  # corners, 0–1 of the frame's width and height, (0, 0) top left
+LEAST_AREA = 1e-6  # of the frame: two pixels of 1080p
 
 
 def xywh_to_xyxy(xywh: NDArray[Float]) -> NDArray[Float]:
@@ -130,3 +133,16 @@ def nms(xyxy: NDArray[Float], score: NDArray[Float], iou_threshold: float) -> ND
         keep.append(int(best))
         left = left[iou(xyxy[best : best + 1], xyxy[left])[0] <= iou_threshold]
     return np.array(keep, dtype=np.intp)
+
+
+def polygon_fault(polygon: Polygon) -> str | None:
+    """Return what is wrong with a polygon that should hide a part of the frame, None when nothing is."""
+    if len(polygon) < 3:
+        return f"a polygon of {len(polygon)} points, expected at least 3"
+    for x, y in polygon:
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            return f"a polygon that leaves the frame at ({x:g}, {y:g}), expected 0–1 of width and height"
+    after = [*polygon[1:], polygon[0]]
+    if abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(polygon, after, strict=True))) / 2 < LEAST_AREA:
+        return "a polygon without area, expected at least three corners around one"
+    return None

@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 
 from edge.capture.frames import Image
 from edge.errors import ConfigError
-
-Polygon = Sequence[tuple[float, float]]
-
-_LEAST_AREA = 1e-6  # of the frame: two pixels of 1080p
+from edge.geometry import Polygon, polygon_fault
 
 
 class Masks:
@@ -53,19 +50,3 @@ class Masks:
                 np.clip(np.rint(polygon * (width, height)), 0, last).astype(np.int32) for polygon in self._polygons
             ]
         return self._scaled[width, height]
-
-
-def polygon_fault(polygon: Polygon) -> str | None:
-    """Return what is wrong with a mask, None when it is a polygon inside the frame."""
-    if len(polygon) < 3:
-        return f"has {len(polygon)} points, a polygon has at least 3"
-    points = np.array(polygon, np.float64)
-    if points.shape != (len(polygon), 2):
-        return "a point is not a pair x, y"
-    outside = points[~((points >= 0) & (points <= 1)).all(axis=1)]
-    if len(outside):
-        return f"point ({outside[0][0]:g}, {outside[0][1]:g}) lies outside the frame; give 0–1 of width and height"
-    x, y = points.T
-    if abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 < _LEAST_AREA:
-        return "has no area (points on one line, or a shape that crosses itself); correct its points or remove it"
-    return None

@@ -69,9 +69,9 @@ def test_a_plain_text_password_is_refused_and_not_repeated(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("mask", "told"),
     [
-        ("[[0, 0], [1, 1]]", "a polygon of 2 points without area"),
-        ("[[0, 0], [0.5, 0.5], [1, 1]]", "a polygon of 3 points without area"),
-        ("[[0, 0], [2, 0], [1, 1]]", "a polygon that leaves the frame"),
+        ("[[0, 0], [1, 1]]", "a polygon of 2 points, expected at least 3"),
+        ("[[0, 0], [0.5, 0.5], [1, 1]]", "a polygon without area"),
+        ("[[0, 0], [2, 0], [1, 1]]", "a polygon that leaves the frame at (2, 0)"),
         ("[[0, 0], [1]]", "masks[0][1]"),
     ],
 )

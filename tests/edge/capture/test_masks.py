@@ -56,12 +56,12 @@ def test_without_masks_nothing_is_painted() -> None:
 @pytest.mark.parametrize(
     ("polygon", "said"),
     [
-        ([(0.1, 0.1), (0.5, 0.5)], "has 2 points"),
-        ([(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)], "has no area"),
-        ([(0.1, 0.1), (0.1, 0.1), (0.1, 0.1)], "has no area"),
-        ([(0.0, 0.0), (1.2, 0.0), (1.0, 1.0)], r"point \(1.2, 0\) lies outside"),
-        ([(0.0, -0.1), (1.0, 0.0), (1.0, 1.0)], "lies outside"),
-        ([(0.0, float("nan")), (1.0, 0.0), (1.0, 1.0)], "lies outside"),
+        ([(0.1, 0.1), (0.5, 0.5)], "polygon of 2 points"),
+        ([(0.1, 0.1), (0.5, 0.5), (0.9, 0.9)], "without area"),
+        ([(0.1, 0.1), (0.1, 0.1), (0.1, 0.1)], "without area"),
+        ([(0.0, 0.0), (1.2, 0.0), (1.0, 1.0)], r"leaves the frame at \(1.2, 0\)"),
+        ([(0.0, -0.1), (1.0, 0.0), (1.0, 1.0)], "leaves the frame"),
+        ([(0.0, float("nan")), (1.0, 0.0), (1.0, 1.0)], "leaves the frame"),
     ],
     ids=["two points", "one line", "one point", "beyond the right edge", "above the top", "not a number"],
 )
