@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,7 +101,7 @@ class Bridge:
             LinkDied: the network thread ended, which is a mistake of ours.
         """
         self._subscriber.start(self._link)
-        self._link.start()
+        started = False
         said: tuple[int, Status] | None = None
         reported, report_at_s = "", time.monotonic() + REPORT_S
         try:
@@ -108,6 +109,7 @@ class Bridge:
                 self._link.check()
                 self._subscriber.check()
                 watch()
+                started = started or self._start_link()
                 said = self._say_state(said)
                 if time.monotonic() > report_at_s:
                     report_at_s += REPORT_S
@@ -120,6 +122,14 @@ class Bridge:
             self._subscriber.stop()
             self._link.stop(farewell=(self._topic, self._state("offline"), 1, True))
             log.info("stopped: %s", str(self.counts) or "nothing came")
+
+    def _start_link(self) -> bool:
+        """Connect to the broker, but not before the will can name our database: boxes heed no other (P18)."""
+        if self._subscriber.database is None:
+            return False
+        self._link.settings = replace(self._link.settings, will=Will(self._topic, self._state("offline")))
+        self._link.start()
+        return True
 
     def _say_state(self, said: tuple[int, Status] | None) -> tuple[int, Status] | None:
         """Publish our state once per connection and per change; one thread does it, so none overtakes another."""

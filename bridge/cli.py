@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 
+from bridge import dead_letters
 from bridge.app import Bridge
 from bridge.config import full_dsn, load_bridge
 from bridge.errors import BridgeError, ConfigError
@@ -90,9 +91,6 @@ def local(options: argparse.Namespace) -> int:
 
 def migrate_(options: argparse.Namespace) -> int:
     """Bring a database up to this version and say which one it is."""
-    if (options.config is None) == (options.dsn is None):
-        print("facefleet-bridge migrate: give either CONFIG or --dsn", file=sys.stderr)
-        return USAGE
     dsn, uuid = _dsn(options), options.uuid
     applied = migrate(dsn, database_uuid=uuid)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to do: the schema is up to date")
@@ -101,7 +99,31 @@ def migrate_(options: argparse.Namespace) -> int:
     return OK
 
 
+def list_letters(options: argparse.Namespace) -> int:
+    """Print the newest dead letters, one a line."""
+    letters = dead_letters.newest(_dsn(options), options.limit)
+    for letter in letters:
+        print(letter.line())
+    if not letters:
+        print("no dead letters")
+    return OK
+
+
+def show_letter(options: argparse.Namespace) -> int:
+    """Print all that is known of one dead letter."""
+    print(dead_letters.find(_dsn(options), options.id).page())
+    return OK
+
+
+def replay_letter(options: argparse.Namespace) -> int:
+    """Write a message that was refused as a whole once more."""
+    print(dead_letters.replay(_dsn(options), options.id))
+    return OK
+
+
 def _dsn(options: argparse.Namespace) -> str:
+    if (options.config is None) == (options.dsn is None):
+        raise ConfigError("give either CONFIG or --dsn")
     if options.dsn is not None:
         return str(options.dsn)
     path: Path = options.config
@@ -216,6 +238,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--uuid", type=_uuid, help=f"give a new database this UUID ({LOCAL_DATABASE} is that of local centres)"
     )
+    sub = verb(
+        "dead-letters",
+        lambda _: OK,
+        "what could not be written, and why",
+        "Messages and events that the bridge could not write lie in the table dead_letters with their raw bytes.\n\n"
+        "  facefleet-bridge dead-letters list config/bridge.yaml\n"
+        "  facefleet-bridge dead-letters show 17 config/bridge.yaml\n"
+        "  facefleet-bridge dead-letters replay 17 config/bridge.yaml    a message refused as a whole, once its\n"
+        "                                                                cause is mended: a box now registered",
+    )
+    actions = sub.add_subparsers(required=True, metavar="ACTION")
+    for name, function, help_ in (
+        ("list", list_letters, "the newest, one a line"),
+        ("show", show_letter, "one of them, with its content"),
+        ("replay", replay_letter, "write a message once more"),
+    ):
+        action = actions.add_parser(name, help=help_, description=f"Dead letters: {help_}.", allow_abbrev=False)
+        action.set_defaults(verb=function)
+        if name == "list":
+            action.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
+        else:
+            action.add_argument("id", type=int, metavar="ID", help='as "list" shows it')
+        action.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a bridge's YAML; its dsn is used")
+        action.add_argument("--dsn", help="of a member of facefleet_ingest")
     return parser
 
 

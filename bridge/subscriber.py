@@ -5,6 +5,7 @@ one transaction, and only after COMMIT acknowledges: to the broker (so that it m
 they may forget). Whatever fails in between is sent again by the boxes; writing twice is harmless.
 """
 
+import contextlib
 import logging
 import random
 import threading
@@ -270,7 +271,11 @@ class Subscriber:
         self.counts.states += 1
         if self._ack and state.state == "online":
             # Tells a box what we hold even if it has nothing to send: how it learns of a restored backup (P23).
-            self._acks.note((delivery.site, delivery.box), store.covered(delivery.site, delivery.box))
+            held = {covered.stream: covered for covered in store.covered(delivery.site, delivery.box)}
+            with contextlib.suppress(ValueError):
+                if 0 < (own := int(state.stream, 16)) < 2**63:
+                    held.setdefault(own, Covered(own, 0))
+            self._acks.note((delivery.site, delivery.box), held.values())
 
     def _write_health(self, store: Store, delivery: Delivery) -> None:
         try:

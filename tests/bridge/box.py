@@ -62,6 +62,7 @@ class FakeBox:
         self.site, self.box, self.stream = site, box, stream
         self.acks: list[SeenAck] = []
         self.states: list[str] = []
+        self.databases: list[str] = []
         self.unacked: dict[int, Batch] = {}
         self._next_seq = 1
         self._lock = threading.Lock()
@@ -133,7 +134,9 @@ class FakeBox:
 
     def _hear(self, message: Message) -> None:
         if message.topic == self._bridge_topic:
-            self.states.append(msgspec.json.decode(message.payload, type=BridgeState).state)
+            state = msgspec.json.decode(message.payload, type=BridgeState)
+            self.databases.append(state.database)
+            self.states.append(state.state)
             return
         ack = decode_ack(message.payload)
         upto = {c.stream: c.upto for c in ack.covered}

@@ -89,10 +89,10 @@ def cluster() -> Iterator[Cluster]:
             child.stop()
 
 
-def config_file(folder: Path, database: Database, port: int, **more: Any) -> Path:
+def config_file(folder: Path, target: Database, port: int, **more: Any) -> Path:
     """Write a bridge's config and return its path."""
     mqtt = {"port": port, **more.pop("mqtt", {})}
-    values = {"id": "local", "dsn": database.dsn, "database": str(database.uuid), "mqtt": mqtt, **more}
+    values = {"id": "local", "dsn": target.dsn, "database": str(target.uuid), "mqtt": mqtt, **more}
     path = folder / "bridge.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -274,6 +274,17 @@ def test_bridge_of_other_sites_leaves_a_box_alone(database: Database, broker: Br
         assert south.unacked
 
 
+def test_p18_will_of_a_bridge_that_was_not_told_its_database_names_it_all_the_same(
+    database: Database, broker: Broker, folder: Path
+) -> None:
+    config = config_file(folder, database, broker.port, database=None, mqtt={"protocol": protocol_of(broker)})
+    with BridgeProcess(config) as bridge, FakeBox(broker.port, stream=83, protocol=protocol_of(broker)) as box:
+        wait_until(lambda: "accepting" in box.states)
+        bridge.end(signal.SIGKILL)
+        wait_until(lambda: box.states[-1] == "offline", what="the will")
+        assert set(box.databases) == {str(database.uuid)}
+
+
 def test_bridge_that_cannot_reach_its_broker_ends_cleanly(database: Database, folder: Path) -> None:
     config = config_file(folder, database, 1)
     with BridgeProcess(config) as bridge:

@@ -403,6 +403,14 @@ def test_p23_birth_is_answered_with_what_the_database_holds() -> None:
         assert decode_ack(bench.outlet.published[0][2]).covered == (Covered(7, 3, (5, 6)),)
 
 
+def test_p23_birth_of_a_stream_the_database_does_not_know_is_told_so() -> None:
+    with running() as bench:
+        bench.store.known["lab", "b1"] = (Covered(7, 3),)
+        bench.hear("state", birth(stream=8))
+        check_after(lambda: len(bench.outlet.published) == 1, bench)
+        assert decode_ack(bench.outlet.published[0][2]).covered == (Covered(7, 3), Covered(8, 0))
+
+
 def test_newest_health_is_written_and_needs_no_ack() -> None:
     with running() as bench:
         wait_until(lambda: bench.subscriber.status == "accepting")

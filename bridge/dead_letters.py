@@ -1,0 +1,108 @@
+"""What could not be written, for an operator: list it, read it, write a whole message once more. Driven by cli.py."""
+
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+import psycopg
+from psycopg.rows import class_row
+
+from bridge.errors import BridgeError
+from bridge.rows import Incoming
+from bridge.store import Store
+from edge.wire import WireError, decode_batch, parse_topic
+
+_SELECT = (
+    "SELECT dead_letter_id AS id, first_at, last_at, times, reason, error, topic, stream, seq, raw "
+    "FROM facefleet.dead_letters "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One row of `dead_letters`. Without `seq` it is a message that was refused as a whole, and not covered."""
+
+    id: int
+    first_at: datetime
+    last_at: datetime
+    times: int
+    reason: str
+    error: str
+    topic: str
+    stream: int | None
+    seq: int | None
+    raw: bytes
+
+    def line(self) -> str:
+        """Return it in one line."""
+        key = f" {self.stream:016x}/{self.seq}" if self.stream is not None else ""
+        return f"{self.id:>6}  {self.last_at:%Y-%m-%d %H:%M:%S}  {self.reason}  {self.topic}{key}  {self.error[:120]}"
+
+    def page(self) -> str:
+        """Return all of it, its content as JSON where it can be read and as hexadecimal where not."""
+        try:
+            content = json.dumps(msgspec.to_builtins(decode_batch(self.raw)))
+        except WireError:
+            content = f"{len(self.raw)} bytes, unreadable: {self.raw[:256].hex()}{'…' if len(self.raw) > 256 else ''}"
+        key = f"stream {self.stream:016x}, event {self.seq}" if self.stream is not None else "a whole message"
+        return (
+            f"dead letter {self.id}: {self.reason}\n{self.error}\n{self.topic}: {key}\n"
+            f"came {self.times} times, from {self.first_at} to {self.last_at}\n{content}"
+        )
+
+
+def newest(dsn: str, limit: int) -> list[DeadLetter]:
+    """Return the dead letters that came last."""
+    return _read(dsn, _SELECT + "ORDER BY last_at DESC, dead_letter_id DESC LIMIT %s", limit)
+
+
+def find(dsn: str, letter_id: int) -> DeadLetter:
+    """Return one dead letter.
+
+    Raises:
+        BridgeError: there is none of this number.
+    """
+    found = _read(dsn, _SELECT + "WHERE dead_letter_id = %s", letter_id)
+    if not found:
+        raise BridgeError(f'no dead letter {letter_id}; "facefleet-bridge dead-letters list" shows their numbers')
+    return found[0]
+
+
+def replay(dsn: str, letter_id: int) -> str:
+    """Write a message once more that was refused as a whole; it leaves the table if that works. Return what happened.
+
+    A single event's number is covered (P17), so writing it again would change nothing: it is refused here.
+
+    Raises:
+        BridgeError: it is an event, or is refused again.
+    """
+    letter = find(dsn, letter_id)
+    if letter.seq is not None:
+        raise BridgeError(
+            f"dead letter {letter_id} is a single event, whose number counts as covered: its key is taken and it "
+            "cannot be written again; what it said is in its content (show)"
+        )
+    try:
+        site, box, kind = parse_topic(letter.topic)
+        if kind != "events":
+            raise WireError(f"it is {kind}, expected events")
+    except WireError as error:
+        raise BridgeError(f"dead letter {letter_id} cannot be written again: {error}") from error
+    with closing(Store(dsn, registry="strict")) as store:  # replaying registers nobody
+        written = store.write([Incoming(site, box, letter.raw, letter.topic, datetime.now(UTC))])
+    if written.dead_letters or written.unknown_vocabulary:
+        why = "its vocabulary is unknown" if written.unknown_vocabulary else find(dsn, letter_id).error
+        raise BridgeError(f"dead letter {letter_id} is refused again: {why}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DELETE FROM facefleet.dead_letters WHERE dead_letter_id = %s", (letter_id,))
+    return f"written: {written.inserted} events new, {written.duplicates} known, {written.quarantined} in quarantine"
+
+
+def _read(dsn: str, sql: str, value: int) -> list[DeadLetter]:
+    with (
+        psycopg.connect(dsn, autocommit=True) as connection,
+        connection.cursor(row_factory=class_row(DeadLetter)) as cursor,
+    ):
+        return cursor.execute(sql.encode(), (value,)).fetchall()
