@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import psycopg
+from hypothesis import strategies as st
 from psycopg.rows import dict_row
 
 from bridge.store import Incoming
@@ -90,3 +92,20 @@ def pieces(events: Sequence[AnyEvent], sizes: Iterable[int], **more: Any) -> lis
         cut.append(message(batch(events[at : at + size], first_seq=at + 1, **more)))
         at += size
     return cut
+
+
+_numbers = st.integers(-(2**63), 2**64 - 1) | st.integers(-5, 300)
+_ARITIES = {1: 8, 2: 9, 3: 13, 4: 6, 5: 4}  # numbers in each kind of event, attributes aside
+
+
+@st.composite
+def absurd_batches(draw: st.DrawFn) -> bytes:
+    """Draw the payload of a batch of the right form whose events hold any integers."""
+    events = []
+    for kind in draw(st.lists(st.sampled_from(sorted(_ARITIES)), min_size=1, max_size=6)):
+        row: list[object] = [kind, *draw(st.lists(_numbers, min_size=_ARITIES[kind], max_size=_ARITIES[kind]))]
+        if draw(st.booleans()):
+            row[1], row[3] = 0, draw(st.integers(-(10**6), 10**6))  # a camera there is, a time to believe
+        events.append([*row, draw(st.lists(_numbers, max_size=6))] if kind in (2, 3) else row)
+    envelope = [1, draw(st.integers(1, 2**63 - 1)), 1, BASE_MS, 0, VOCABULARY.digest(), events, VOCABULARY]
+    return msgspec.msgpack.encode(envelope)

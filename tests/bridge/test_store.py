@@ -8,6 +8,7 @@ from datetime import timedelta
 import msgspec
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from bridge.errors import StoreError
 from bridge.migrate import migrate
@@ -15,10 +16,11 @@ from bridge.ranges import Coverage
 from bridge.rows import read
 from bridge.sqlstate import Verdict, classify
 from bridge.store import Incoming, Store, Written
-from edge.wire import AnyEvent, Covered, Loss, LossReason, Vocabulary, encode_batch
+from edge.wire import AnyEvent, Covered, Loss, LossReason, Vocabulary, WireError, encode_batch
 from tests.bridge.events import (
     BASE_MS,
     NOW,
+    absurd_batches,
     batch,
     confirmed,
     count,
@@ -411,3 +413,18 @@ def test_coverage_survives_the_database_round_trip(store: Store, dsn: str) -> No
         store.write([message(batch(events[:2], first_seq=first))])
     [row] = query(dsn, "SELECT upto, ranges FROM streams")
     assert Coverage.from_flat(row["upto"], row["ranges"]) == Coverage(0, ((3, 4), (9, 10), (20, 21)))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(payload=absurd_batches())
+def test_absurd_numbers_never_stop_the_store(store: Store, payload: bytes) -> None:
+    """Every event of a readable batch becomes a row, a dead letter, or waits in quarantine."""
+    written = store.write([message(payload)])
+    try:
+        events = len(read(payload).raw)
+    except WireError:
+        assert written.dead_letters == 1
+        return
+    assert written.covered
+    if not written.duplicates:  # this stream was not drawn before
+        assert written.inserted + written.dead_letters + written.quarantined == events
