@@ -118,7 +118,7 @@ class Rig:
         )
         self._commit_s = config.box.outbox.commit_s
         self._committed_s = 0.0
-        self._frames = endless(clip)
+        self._clip = endless(clip)
 
     def run(self, *, seconds: float = float("inf"), frames: float = float("inf")) -> Round:
         """Take frames through all stages, event by event into the outbox, until one of the bounds is reached."""
@@ -128,7 +128,7 @@ class Rig:
         count = faces = events = 0
         cpu_s, started_s = time.process_time(), time.perf_counter()
         while count < frames and (read_s := time.perf_counter()) - started_s < seconds:
-            frame = next(self._frames)
+            frame = next(self._clip)
             decoded_s = time.perf_counter()
             seen = self._pipeline.step(frame, frame.media_s)
             stepped_s = time.perf_counter()
@@ -147,6 +147,16 @@ class Rig:
         stage_s |= {"students": students_s, "publish": publish_s}
         return Round(count, faces, events, wall_s, cpu_s, self._inference_cpu_s(), stage_s)
 
+    @property
+    def frames(self) -> int:
+        """Frames taken so far."""
+        return self._pipeline.spent.frames
+
+    @property
+    def searched(self) -> int:
+        """Frames the detector looked at."""
+        return self._pipeline.spent.searched
+
     def keep(self) -> None:
         """From now on remember what is inferred; costs memory."""
         for runtime in self.runtimes:
@@ -154,7 +164,7 @@ class Rig:
 
     def close(self) -> None:
         """Let go of the clip and the outbox."""
-        self._frames.close()
+        self._clip.close()
         self._outbox.close()
 
     def _inference_cpu_s(self) -> float:
