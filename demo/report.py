@@ -34,6 +34,8 @@ PRESENCE = """
 TRAFFIC = """
     SELECT (SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint FROM facefleet.batches) AS events,
         (SELECT count(*) FROM facefleet.batches) AS batches,
+        (SELECT count(*) FROM (SELECT FROM facefleet.batches, generate_series(first_seq, last_seq) AS seq
+            GROUP BY stream, seq HAVING count(*) > 1) AS again) AS doubled,
         (SELECT count(*) FROM facefleet.dead_letters) AS dead_letters,
         (SELECT count(*) FROM facefleet.streams) AS streams,
         (SELECT coalesce(sum(events), 0)::bigint FROM facefleet.losses) AS lost
@@ -69,6 +71,7 @@ class Traffic:
 
     events: int
     batches: int
+    doubled: int
     dead_letters: int
     streams: int
     lost: int
@@ -110,7 +113,7 @@ def read(dsn: str) -> Outcome:
         return Outcome(
             tuple(connection.cursor(row_factory=class_row(Visit)).execute(VISITS)),
             tuple(connection.cursor(row_factory=class_row(Presence)).execute(PRESENCE)),
-            connection.cursor(row_factory=class_row(Traffic)).execute(TRAFFIC).fetchone() or Traffic(0, 0, 0, 0, 0),
+            connection.cursor(row_factory=class_row(Traffic)).execute(TRAFFIC).fetchone() or Traffic(0, 0, 0, 0, 0, 0),
         )
 
 
@@ -171,7 +174,7 @@ def summary(outcome: Outcome) -> str:
     )
     came = (
         f"[dim]{_count(traffic.events, 'event')} in {_count(traffic.batches, 'batch', 'batches')} over MQTT, "
-        f"each stored once; {traffic.dead_letters} dead letters, {traffic.lost} lost[/dim]"
+        f"{traffic.lost} lost, {traffic.doubled} doubled, {traffic.dead_letters} unreadable[/dim]"
     )
     return f"{seen}\n{came}"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bridge.child import Child
@@ -154,7 +155,7 @@ class Demo:
         for name, path in [*(("video", video) for video in self.videos), ("chart", chart)]:
             self.console.print(f"  {name:<10}  [bold]{_shown(path)}[/bold]", highlight=False, soft_wrap=True)
         if outcome.heads:
-            self.console.print(K_NOTE, highlight=False)
+            self.console.print(Padding(K_NOTE, (0, 0, 0, 2)), style="dim", highlight=False)
 
     def _render(self) -> bool:
         """Render the built-in clip unless it lies there already; tell whether there is one."""
@@ -269,8 +270,8 @@ BOX_AGAIN = (
     "database once; who was there is ended as “box restarted”"
 )
 K_NOTE = (
-    "  [dim]Counts by attribute are shown however small here: the demo sets k to 1 in its own database. A real one\n"
-    "  hides every count below k = 10 visits and rounds the others, so that nobody can be picked out of them.[/dim]"
+    "Counts by attribute are shown however small here: the demo sets k to 1 in its own database. A real one hides "
+    "every count below k = 10 visits and rounds the others, so that nobody can be picked out of them."
 )
 
 

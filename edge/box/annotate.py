@@ -11,6 +11,9 @@ from edge.pipeline import Seen
 # Distinct on skin and on grey, BGR; a track keeps its colour for life.
 PALETTE = ((66, 206, 245), (245, 165, 66), (120, 220, 120), (200, 130, 245), (90, 130, 250), (230, 220, 90))
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+TEXT, LINE_PX = 0.6, 22  # at 1280 pixels across; smaller pictures have smaller letters
+WHITE, PLATE = (255, 255, 255), (38, 30, 24)
+Color = tuple[int, int, int]
 
 
 def draw(
@@ -42,10 +45,10 @@ def draw(
         lines = [f"#{track_id}"]
         if dwell_s and track_id in dwell_s:
             lines[0] += f"  {dwell_s[track_id]:.0f} s"
-        lines += [f"{head} {vote.label}" for head, vote in seen.votes.get(track_id, {}).items() if vote.label]
+        lines += [vote.label for vote in seen.votes.get(track_id, {}).values() if vote.label]
         _box(canvas, box, PALETTE[track_id % len(PALETTE)], lines)
     if title:
-        _text(canvas, title, (10, 22), (255, 255, 255))
+        _plate(canvas, [title], (0, 0), WHITE)
     return canvas
 
 
@@ -60,15 +63,31 @@ def pixelate(image: NDArray[np.uint8], box: NDArray[np.int_], cells: int = 6) ->
     image[y0:y1, x0:x1] = cv2.resize(small, (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST)
 
 
-def _box(canvas: NDArray[np.uint8], box: NDArray[np.int_], color: tuple[int, int, int], lines: list[str]) -> None:
+def _box(canvas: NDArray[np.uint8], box: NDArray[np.int_], color: Color, lines: list[str]) -> None:
+    unit = canvas.shape[1] / 1280
     x0, y0, x1, y1 = (int(v) for v in box)
-    cv2.rectangle(canvas, (x0, y0), (x1, y1), color, 2, cv2.LINE_AA)
-    below = y0 < 18 * len(lines) + 4  # no room above the box: write under it
+    cv2.rectangle(canvas, (x0, y0), (x1, y1), color, max(1, round(2 * unit)), cv2.LINE_AA)
+    width, height = _plate_wh(lines, unit)
+    right = x1 + round(5 * unit)  # beside the face, so that neither hair nor hat hides the words
+    left = right if right + width <= canvas.shape[1] else x0 - round(5 * unit) - width
+    left = min(max(left, 0), max(canvas.shape[1] - width, 0))
+    top = min(max(y0, 0), max(canvas.shape[0] - height, 0))
+    _plate(canvas, lines, (left, top), color)
+
+
+def _plate_wh(lines: list[str], unit: float) -> tuple[int, int]:
+    widest = max(cv2.getTextSize(line, FONT, TEXT * unit, 1)[0][0] for line in lines)
+    return widest + round(18 * unit), round((LINE_PX * len(lines) + 10) * unit)
+
+
+def _plate(canvas: NDArray[np.uint8], lines: list[str], at: tuple[int, int], color: Color) -> None:
+    """Write lines on a dark, half-transparent plate with a stripe of the track's colour, inside the canvas."""
+    unit = canvas.shape[1] / 1280
+    width, height = _plate_wh(lines, unit)
+    left, top = at
+    plate = canvas[top : top + height, left : left + width]
+    plate[:] = cv2.addWeighted(plate, 0.3, np.full_like(plate, PLATE), 0.7, 0)
+    plate[:, : max(1, round(4 * unit))] = color
     for i, line in enumerate(lines):
-        y = y1 + 18 * (i + 1) if below else y0 - 6 - 18 * (len(lines) - 1 - i)
-        _text(canvas, line, (max(x0, 2), y), color)
-
-
-def _text(canvas: NDArray[np.uint8], text: str, at: tuple[int, int], color: tuple[int, int, int]) -> None:
-    cv2.putText(canvas, text, at, FONT, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
-    cv2.putText(canvas, text, at, FONT, 0.5, color, 1, cv2.LINE_AA)
+        base = (round(10 * unit), round((LINE_PX * (i + 1) - 2) * unit))
+        cv2.putText(plate, line, base, FONT, TEXT * unit, color if i == 0 else WHITE, 1, cv2.LINE_AA)
