@@ -18,7 +18,7 @@ from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from converters.augment_faces import augment, centred
-from converters.data_attributes import AGE_BANDS, HEADS, Faces, Label, load
+from converters.data_attributes import AGE_BANDS, HEADS, OTHER_RACE, Faces, Label, load
 from converters.errors import ConvertError
 from converters.nets.student import WIDTHS, Student
 
@@ -27,6 +27,7 @@ TRAIN_SETS = ("utkface", "fer2013")
 # How far rare classes are lifted: 0 not at all, 1 to equal weight. Only ~270 black faces are there to learn from.
 LIFT = {"age": 0.3, "gender": 0.0, "race": 0.7, "emotion": 0.0}
 SMOOTHING = 0.05
+OUTSIDER_WEIGHT = 0.5
 CHECK_EVERY = 3  # epochs
 
 
@@ -89,6 +90,8 @@ def _target(label: Label, head: str) -> NDArray[np.float64]:
     """Return a probability row; age becomes a bell around the year, because 45 is nearly "46-60"."""
     n = len(HEADS[head])
     right = label.classes(head)
+    if _outsider(label, head):
+        return np.full(n, 1 / n)
     if not right:
         return np.zeros(n)
     if head != "age":
@@ -105,7 +108,15 @@ def _weights(labels: Sequence[Label], head: str) -> NDArray[np.float64]:
     counts = np.bincount([r[0] for r in right if r], minlength=len(HEADS[head]))
     lift = (counts.max() / np.maximum(counts, 1)) ** LIFT[head]
     weight = np.array([lift[r[0]] if r else 0.0 for r in right])
-    return weight / max(weight[weight > 0].mean(), 1e-9) if weight.any() else weight
+    if weight.any():
+        weight /= weight[weight > 0].mean()
+    weight[[_outsider(label, head) for label in labels]] = OUTSIDER_WEIGHT
+    return weight
+
+
+def _outsider(label: Label, head: str) -> bool:
+    """Tell faces of groups the race head has no class for: it learns to be unsure of them, and so abstains."""
+    return head == "race" and label.race == OTHER_RACE
 
 
 def loss(logits: Tensor, targets: Tensor, weights: Tensor, heads: Sequence[str]) -> Tensor:

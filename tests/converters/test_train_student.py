@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from converters.augment_faces import augment, centred  # noqa: E402
-from converters.data_attributes import CONTEXT, CONTEXT_PX, Faces, Label  # noqa: E402
+from converters.data_attributes import CONTEXT, CONTEXT_PX, OTHER_RACE, Faces, Label  # noqa: E402
 from converters.errors import ConvertError  # noqa: E402
 from converters.train_student import Plan, lessons, loss, merge, spans, train  # noqa: E402
 
@@ -67,6 +67,14 @@ def test_rare_races_weigh_more_and_the_mean_stays_one() -> None:
     weights = lessons(faces, ("race",)).weights[:, 0]
     assert weights[99] > 4 * weights[0]
     assert weights.mean() == pytest.approx(1)
+
+
+def test_a_group_without_a_class_is_taught_as_unsure() -> None:
+    labels = (Label("a", "train", race=0), Label("b", "train", race=OTHER_RACE), Label("c", "train"))
+    faces = Faces(np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 4), np.float32), labels, ("",) * 3)
+    material = lessons(faces, ("race",))
+    torch.testing.assert_close(material.targets[1], torch.full((3,), 1 / 3))
+    assert (material.weights[:, 0] > 0).tolist() == [True, True, False]
 
 
 def test_loss_of_a_batch_without_labels_for_a_head_is_finite() -> None:
