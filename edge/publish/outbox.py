@@ -112,8 +112,9 @@ class Outbox:
         self._refused: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._trouble = ""
+        self._cramped = False  # the disk is full: the file may not grow
         self._losing: LossReason | None = None  # said in the journal already
-        self._log_bytes = min(1 << 20, max_bytes // 8)
+        self._log_bytes = min(1 << 20, max_bytes // 8, reserve_bytes // 2 or max_bytes)  # the reserve must hold it
         self._began_s: float | None = None  # monotonic time of the first commit
         self._tidied_s = self._saved_s = 0.0
         self._doubts: dict[int, tuple[Ranges, float]] = {}
@@ -296,8 +297,7 @@ class Outbox:
             if code_of(error) in DAMAGED:
                 self._replace(set_aside(self._path), {}, error)
             elif code_of(error) in FULL:
-                self._path.with_name(self._path.name + ".reserve").unlink(missing_ok=True)
-                self._open()
+                self._open_on_full_disk(error)
             else:
                 raise OutboxError(f"outbox {self._path} cannot be read: {error}") from error
         if self._here.last:
@@ -311,6 +311,15 @@ class Outbox:
         except BaseException:
             self._file.abandon()
             raise
+
+    def _open_on_full_disk(self, error: sqlite3.DatabaseError) -> None:
+        self._path.with_name(self._path.name + ".reserve").unlink(missing_ok=True)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as again:
+            raise OutboxError(
+                f"outbox {self._path} cannot be opened: {error}; free at least 1 MB on that disk"
+            ) from again
 
     def _read(self) -> None:
         self._streams = {row.place: row for row in self._file.streams()}
@@ -367,7 +376,8 @@ class Outbox:
                 self._file.put("database", self._database)
             if tidy:
                 self._file.put("floor_s", now_ms // 1000)
-                for place in self._empty():
+                empty = [place for place in self._streams if self._forgotten(place, gone)]
+                for place in empty:
                     self._file.delete_stream(place)
         for place, dropped in gone.items():
             self._streams[place].gone = self._streams[place].gone | dropped
@@ -382,8 +392,11 @@ class Outbox:
         if tidy:
             self._losing = self._losing if lost else None
             self._tidied_s = now_s
-            self._streams = {place: row for place, row in self._streams.items() if place not in self._empty()}
-            self._file.take_reserve()
+            for place in empty:
+                del self._streams[place]
+            self._cramped = self._cramped and not self._file.grow_again()
+            if not self._cramped:
+                self._file.take_reserve()
         return len(entries)
 
     def _insert(self, entries: Sequence[Stamped], made_s: int) -> list[Row]:
@@ -463,9 +476,11 @@ class Outbox:
             if code_of(error) in FULL:
                 released = self._file.release_reserve()
                 self._file.checkpoint()
+                self._file.stop_growing()
+                self._cramped = True
                 accepted = self._write(entries, now_s, make_room_bytes=max(64 * 1024, self._reserve_bytes // 4))
                 self._file.checkpoint()
-                self._say_trouble(f"disk full{', reserve released' if released else ''}")
+                self._say_trouble("disk full, " + ("reserve released" if released else "the oldest events go"))
                 return accepted
         except sqlite3.DatabaseError as again:
             error = again
@@ -522,8 +537,9 @@ class Outbox:
         except ValueError:
             return ()
 
-    def _empty(self) -> list[int]:
-        return [place for place, row in self._streams.items() if place != self._here.place and not row.held()]
+    def _forgotten(self, place: int, gone: dict[int, Ranges]) -> bool:
+        left = self._streams[place].held() - gone.get(place, Ranges())
+        return place != self._here.place and not left
 
     def _made_s(self, now_s: float) -> int:
         return int(self._base_s + now_s - (self._began_s if self._began_s is not None else now_s))

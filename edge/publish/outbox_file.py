@@ -24,6 +24,8 @@ PAGE_BYTES = 1024
 SEQ_BITS = 40  # of a key; a stream may have 10^12 events, a file 8 million streams
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+MOST_PAGES = 1 << 30
+MANY_BYTES = 2 << 20  # free on the disk, before the file may grow again
 VERSION = 1
 
 _SCHEMA = """
@@ -245,6 +247,19 @@ class OutboxFile:
         with contextlib.suppress(OSError):
             return os.stat(f"{self.path}-wal").st_size
         return 0
+
+    def stop_growing(self) -> None:
+        """Stay within the blocks there are. A page that is only in the log can never leave it once the disk is full."""
+        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
+        self._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    def grow_again(self) -> bool:
+        """Lift `stop_growing` when the disk has room; return whether it was lifted."""
+        space = os.statvfs(self.path.parent)
+        if space.f_bavail * space.f_frsize < max(MANY_BYTES, 4 * self._reserve_bytes):
+            return False
+        self._db.execute(f"PRAGMA max_page_count = {MOST_PAGES}")
+        return True
 
     def checkpoint(self) -> None:
         """Move the log into the pages, so that its blocks can be written again. A full disk may refuse: no matter."""
