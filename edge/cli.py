@@ -46,9 +46,12 @@ def _run(args: argparse.Namespace) -> int:
     def ask(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return run_box(load_box(args.config), stop=stop)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return run_box(load_box(args.config), stop=stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check(args: argparse.Namespace) -> int:
