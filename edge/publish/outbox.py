@@ -112,6 +112,7 @@ class Outbox:
         self._refused: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._trouble = ""
+        self._page_bytes = max_bytes - self._log_bytes - min(256 << 10, max_bytes // 16)  # a commit may overshoot
         self._cramped = False  # the disk is full: the file may not grow
         self._losing: LossReason | None = None  # said in the journal already
         self._log_bytes = min(1 << 20, max_bytes // 8, reserve_bytes // 2 or max_bytes)  # the reserve must hold it
@@ -442,9 +443,9 @@ class Outbox:
         if room_bytes:
             reason = LossReason.DISK
             target = used() - max(0, room_bytes - self._file.free_bytes())
-        elif used() > self._max_bytes - self._log_bytes:
+        elif used() > self._page_bytes:
             reason = LossReason.SIZE
-            target = self._max_bytes - self._log_bytes - self._max_bytes // 20
+            target = self._page_bytes - self._max_bytes // 20
         else:
             return []
         losses: list[Loss] = []
