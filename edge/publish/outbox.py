@@ -112,10 +112,10 @@ class Outbox:
         self._refused: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._trouble = ""
-        self._page_bytes = max_bytes - self._log_bytes - min(256 << 10, max_bytes // 16)  # a commit may overshoot
         self._cramped = False  # the disk is full: the file may not grow
         self._losing: LossReason | None = None  # said in the journal already
         self._log_bytes = min(1 << 20, max_bytes // 8, reserve_bytes // 2 or max_bytes)  # the reserve must hold it
+        self._page_bytes = max_bytes - self._log_bytes - min(256 << 10, max_bytes // 16)  # a commit may overshoot
         self._began_s: float | None = None  # monotonic time of the first commit
         self._tidied_s = self._saved_s = 0.0
         self._doubts: dict[int, tuple[Ranges, float]] = {}
