@@ -19,7 +19,7 @@ from converters.data_attributes import HEADS, OTHER_RACE, Faces, Label, load
 from converters.errors import ConvertError
 from converters.latency import latency_ms
 from converters.nets.student import Student
-from converters.package import open_runtimes
+from converters.package import FILES, open_fp16, open_runtimes
 from converters.quantize import network_input
 from edge.models.bundle import Bundle
 from edge.models.decoders import probabilities
@@ -117,7 +117,7 @@ def held_out(root: Path, cache: Path | None) -> dict[str, Faces]:
 
 
 def predictors(folder: Path, manifest: Manifest, threads: int = 1) -> dict[str, Predict]:
-    """Return a function from crops to probabilities for each artefact: fp32 (from the checkpoint), int8_*."""
+    """Return a function from crops to probabilities for each artefact: fp32 (the checkpoint), int8_*, fp16_openvino."""
 
     def through(infer: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]]) -> Predict:
         def predict(crops: NDArray[np.uint8]) -> Chances:
@@ -137,6 +137,8 @@ def predictors(folder: Path, manifest: Manifest, threads: int = 1) -> dict[str, 
 
         found["fp32"] = through(infer_float)
     found |= {name: through(runtime.infer) for name, runtime in open_runtimes(folder, manifest, threads).items()}
+    if (folder / FILES["fp16_xml"]).is_file():
+        found["fp16_openvino"] = through(open_fp16(folder, manifest, threads).infer)
     return found
 
 

@@ -19,7 +19,7 @@ from edge.errors import ModelError
 from edge.models.bundle import MANIFEST, Bundle, contradiction, describe, load_bundle
 from edge.models.golden import Golden, Infer, choose_golden, save_golden
 from edge.models.manifest import Manifest, Role
-from edge.models.runtime import LIBRARIES, Runtime, candidates
+from edge.models.runtime import LIBRARIES, Candidate, Runtime, candidates
 
 FILES: dict[Role, str] = {
     "onnx": "model.onnx",
@@ -151,6 +151,16 @@ def open_runtimes(folder: Path, manifest: Manifest, threads: int = 1) -> dict[st
 
     The folder need not be sealed: `manifest` says how to feed the files that lie there.
     """
-    files = {role: describe(folder, folder / name) for role, name in FILES.items() if (folder / name).is_file()}
-    bundle = Bundle(folder, msgspec.structs.replace(manifest, files=files))
+    bundle = _unsealed(folder, manifest)
     return {c.artefact: LIBRARIES[c.library](bundle, c, threads, None) for c in candidates(bundle, "CPU")}
+
+
+def open_fp16(folder: Path, manifest: Manifest, threads: int = 1) -> Runtime:
+    """Compile the FP16 IR meant for an NPU, on the CPU, so that its accuracy is known even where no NPU is."""
+    candidate = Candidate("CPU", "fp16_openvino", "openvino", "fp16_xml")
+    return LIBRARIES["openvino"](_unsealed(folder, manifest), candidate, threads, None)
+
+
+def _unsealed(folder: Path, manifest: Manifest) -> Bundle:
+    files = {role: describe(folder, folder / name) for role, name in FILES.items() if (folder / name).is_file()}
+    return Bundle(folder, msgspec.structs.replace(manifest, files=files))

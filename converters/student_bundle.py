@@ -37,8 +37,10 @@ from converters.package import (
     write_golden,
 )
 from converters.quantize import OPSET, export_onnx, quantize_onnx, quantize_openvino, save_openvino, to_openvino
+from edge.models.bundle import Bundle
+from edge.models.golden import difference, load_golden
 from edge.models.manifest import Calibration, Input, Manifest, Measurement
-from edge.models.runtime import RESEARCH_ONLY
+from edge.models.runtime import RESEARCH_ONLY, Runtime
 
 VERSION = "1"
 OUTPUT = "logits"
@@ -56,13 +58,14 @@ def student_input(size_px: int) -> Input:
 
 
 def write_artefacts(student: Student, source: Input, calibration: NDArray[np.uint8], folder: Path) -> None:
-    """Write the INT8 IR and the INT8 ONNX of a student, and its float checkpoint, under their usual names.
+    """Write a student under the usual names: INT8 IR and ONNX, an FP16 IR for NPUs, the float checkpoint.
 
     Raises:
         QuantizeError: when an INT8 artefact is larger than a student may be.
     """
     fused = student.fused()
     converted = to_openvino(fused, source, [OUTPUT])
+    save_openvino(converted, folder / FILES["fp16_xml"], fp16=True)
     quantized = quantize_openvino(converted, source, [calibration], ranges="minmax", bias_correction="full")
     save_openvino(quantized, folder / FILES["xml"])
     with tempfile.TemporaryDirectory() as aside:
@@ -132,7 +135,16 @@ def write_head(
         lists = {name: faces.digests for name, faces in learnt.items()}
         write_data_list(aside / DATA, lists, {name: f"training, {SOURCES[name]}" for name in learnt})
         manifest = seal(aside, manifest)
+        _check_golden(Bundle(aside, manifest), runtimes)
     return manifest
+
+
+def _check_golden(bundle: Bundle, runtimes: Mapping[str, Runtime]) -> None:
+    """Refuse a bundle whose artefacts disagree on the golden picture: a box would refuse it too."""
+    golden = load_golden(bundle)
+    for name, runtime in runtimes.items():
+        if reason := difference(bundle.manifest, golden.outputs, runtime.infer(golden.image)):
+            raise QuantizeError(f"{bundle.manifest.name}: {name} differs on the golden picture: {reason}")
 
 
 def calibration_crops(
@@ -182,17 +194,17 @@ def _measured(manifest: Manifest, folder: Path, head: str, checked: Faces, tests
     return msgspec.structs.replace(manifest, accuracy=tuple(lines), notes=notes)
 
 
-def _latency(student: Student, source: Input, runtimes: Mapping[str, object], manifest: Manifest) -> list[Measurement]:
+def _latency(student: Student, source: Input, runtimes: Mapping[str, Runtime], manifest: Manifest) -> list[Measurement]:
     """Measure a face alone and four together, one thread, INT8 beside the same network in FP32."""
     command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA --threads 1"
     floats = msgspec.structs.replace(manifest, calibration=None)
     lines = []
     with tempfile.TemporaryDirectory() as aside:
         save_openvino(to_openvino(student.fused(), source, [OUTPUT]), Path(aside) / FILES["xml"])
-        every = {"fp32": open_runtimes(Path(aside), floats)["fp32_openvino"], **runtimes}
+        every: dict[str, Runtime] = {"fp32": open_runtimes(Path(aside), floats)["fp32_openvino"], **runtimes}
         for artefact, runtime in every.items():
             for batch in (1, 4):
-                ms = latency_ms(runtime, source, batch) / batch  # type: ignore[arg-type]
+                ms = latency_ms(runtime, source, batch) / batch
                 lines.append(
                     Measurement(
                         metric=f"ms per face, batch {batch}",
