@@ -3,10 +3,10 @@
 `bridge/local.py` drives it from one thread; nothing here knows what the server is.
 """
 
-import ctypes
 import logging
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +20,7 @@ from bridge.errors import LocalError
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LEASH = Path(__file__).with_name("leash.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +82,8 @@ class Child:
             LocalError: it ended, or was not ready in time; with the last lines it wrote.
         """
         program = self.program
-        stop = program.stop_signal
-
-        def die_with_parent() -> None:  # runs after setuid, which would clear the setting
-            if _libc is not None:
-                _libc.prctl(_PR_SET_PDEATHSIG, int(stop))
-
         with program.log_file.open("ab") as output:
-            self._process = self._spawn(output, die_with_parent)
+            self._process = self._spawn(output)
         end = time.monotonic() + program.start_s
         while time.monotonic() < end:
             if (code := self._process.poll()) is not None:
@@ -145,24 +138,22 @@ class Child:
             return "  (nothing)"
         return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (nothing)"
 
-    def _spawn(self, output: IO[bytes], preexec: Callable[[], None]) -> "subprocess.Popen[bytes]":
+    def _spawn(self, output: IO[bytes]) -> "subprocess.Popen[bytes]":
         program = self.program
+        path = shutil.which(program.argv[0])
+        if path is None:
+            raise LocalError(f"{program.name} cannot be run: {program.argv[0]} is no program here")
         account = pwd.getpwnam(program.user) if program.user and os.geteuid() == 0 else None
-        try:
-            return subprocess.Popen(
-                list(program.argv),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                user=account.pw_uid if account else None,
-                group=account.pw_gid if account else None,
-                extra_groups=[] if account else None,
-                preexec_fn=preexec,
-                cwd="/",
-            )
-        except OSError as error:
-            raise LocalError(f"{program.name} cannot be run: {program.argv[0]}: {error.strerror}") from error
+        ids = (account.pw_uid, account.pw_gid) if account else (-1, -1)
+        leash = [sys.executable, "-I", "-S", str(_LEASH), *map(str, (int(program.stop_signal), *ids, os.getpid()))]
+        return subprocess.Popen(
+            [*leash, path, *program.argv[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+        )
 
     def _start_patiently(self) -> None:
         """Start again; what the dead process left (a port, shared memory) may need a moment to go away."""

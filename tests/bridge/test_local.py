@@ -172,7 +172,7 @@ def program(folder: Path, argv: list[str], *, ready: bool = True) -> Program:
 
 
 def test_child_that_cannot_run_or_ends_at_once_or_is_never_ready_says_so(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="the thing cannot be run: /nowhere: No such file"):
+    with pytest.raises(LocalError, match="the thing cannot be run: /nowhere is no program here"):
         Child(program(tmp_path, ["/nowhere"])).start()
     with pytest.raises(LocalError, match=r"ended at once \(exit status 3\); it said:\n  because"):
         Child(program(tmp_path, ["/bin/sh", "-c", "echo because; exit 3"], ready=False)).start()
