@@ -7,7 +7,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +98,25 @@ class Watched:
 
 
 class Rig:
-    """A camera's pipeline with its outbox, fed from a clip that is played in a circle, every frame searched."""
+    """A camera's pipeline with its outbox, fed from a clip that is played in a circle, every frame searched.
 
-    def __init__(self, config: LoadedConfig, models: Models, clip: Path) -> None:
+    Args:
+        config: with one camera, as `prepared` returns it.
+        models: what `load_models` returned for it.
+        clip: a video file.
+        epoch_ms: what the dates of events count from.
+        deliver: called after each commit with the outbox and the media time; the time it takes counts as publishing.
+    """
+
+    def __init__(
+        self,
+        config: LoadedConfig,
+        models: Models,
+        clip: Path,
+        *,
+        epoch_ms: int = EPOCH_MS,
+        deliver: Callable[[Outbox, float], None] = lambda _outbox, _now_s: None,
+    ) -> None:
         self.runtimes = [Watched(m.runtime) for m in (*models.detectors.values(), *models.heads.values())]
         watched = iter(self.runtimes)
         self._pipeline = build_pipeline(
@@ -114,10 +130,11 @@ class Rig:
             config.state_dir / "outbox.db",
             stream=secrets.randbits(63) or 1,
             vocabulary=models.vocabulary,
-            clock=MediaClock(EPOCH_MS),
+            clock=MediaClock(epoch_ms),
         )
         self._commit_s = config.box.outbox.commit_s
         self._committed_s = 0.0
+        self._deliver = deliver
         self._clip = endless(clip)
 
     def run(self, *, seconds: float = float("inf"), frames: float = float("inf")) -> Round:
@@ -136,6 +153,7 @@ class Rig:
                 self._outbox.append(seen.events)
             if frame.media_s - self._committed_s >= self._commit_s:
                 self._outbox.commit(frame.media_s)
+                self._deliver(self._outbox, frame.media_s)
                 self._committed_s = frame.media_s
             publish_s += time.perf_counter() - stepped_s
             decode_s += decoded_s - read_s

@@ -1,0 +1,44 @@
+"""The bundles' own float weights in PyTorch, behind the runtime protocol: the peer without quantization."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converters.evaluate_classifier import load_student
+from converters.nets.yolov10 import Exported, load_weights
+from edge.models.bundle import Bundle
+from edge.models.manifest import Input
+from edge.models.preprocess import to_tensor
+from edge.models.runtime import Loaded
+
+
+class TorchRuntime:
+    """A float network; norms folded and re-parameterized, as the usual packages do before they predict."""
+
+    device, artefact = "CPU", "fp32_torch"
+
+    def __init__(self, net: torch.nn.Module, source: Input) -> None:
+        self._net, self._source = net.eval(), source
+
+    @torch.inference_mode()
+    def infer(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Run (N, H, W, 3) uint8 BGR; see `edge.models.runtime.Runtime`."""
+        answer = self._net(torch.from_numpy(to_tensor(images, self._source)))
+        return [part.numpy() for part in (answer if isinstance(answer, tuple) else (answer,))]
+
+
+def in_torch(models: Mapping[str, Loaded]) -> dict[str, Loaded] | None:
+    """Return the same bundles run by PyTorch, or None where one has no checkpoint of ours."""
+    if any("checkpoint" not in loaded.bundle.manifest.files for loaded in models.values()):
+        return None
+    return {name: replace(loaded, runtime=_runtime(loaded.bundle)) for name, loaded in models.items()}
+
+
+def _runtime(bundle: Bundle) -> TorchRuntime:
+    source, path = bundle.manifest.input, bundle.path("checkpoint")
+    if bundle.manifest.task == "classifier":
+        return TorchRuntime(load_student(path).fused(), source)
+    return TorchRuntime(Exported(load_weights(path).eval().fuse(), source.width, source.height), source)
