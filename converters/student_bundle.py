@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from converters.data_attributes import HEADS, Faces, cut, widen
+from converters.data_attributes import HEADS, Faces
 from converters.errors import QuantizeError
 from converters.evaluate_classifier import (
     abstained_on_others,
@@ -21,6 +21,7 @@ from converters.evaluate_classifier import (
     reports,
     threshold_for,
 )
+from converters.face_crops import cut, widen
 from converters.latency import cpu_name, latency_ms
 from converters.nets.student import Student, parameters
 from converters.package import (

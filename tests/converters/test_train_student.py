@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 from converters.augment_faces import augment, centred  # noqa: E402
 from converters.data_attributes import CONTEXT, CONTEXT_PX, OTHER_RACE, Faces, Label  # noqa: E402
 from converters.errors import ConvertError  # noqa: E402
-from converters.train_student import Plan, lessons, loss, merge, spans, train  # noqa: E402
+from converters.lessons import lessons, loss, spans  # noqa: E402
+from converters.train_student import Plan, merge, train  # noqa: E402
 
 pytestmark = pytest.mark.convert
 
