@@ -50,10 +50,13 @@ class Scene:
         frame_wh: the picture's size, pixels.
         faces: how many are in the picture at any time.
         period_s: after so long everything is where it was, so that a clip may be played in a circle.
+        slides: False for a camera on a wall of its own, that does not move.
     """
 
-    def __init__(self, face: Image, frame_wh: tuple[int, int], faces: int = 5, period_s: float = 10.0) -> None:
-        self.frame_wh, self.period_s = frame_wh, period_s
+    def __init__(
+        self, face: Image, frame_wh: tuple[int, int], faces: int = 5, period_s: float = 10.0, *, slides: bool = True
+    ) -> None:
+        self.frame_wh, self.period_s, self._slides = frame_wh, period_s, slides
         height = frame_wh[1] * FACE_SHARE * (1 + 2 * SURROUND)
         self._people = [_person(face, height * (0.85 + 0.3 * i / faces)) for i in range(faces + 1)]
         self._wall = _wall(frame_wh)
@@ -61,10 +64,8 @@ class Scene:
     def frame(self, at_s: float) -> Image:
         """Return the picture at a time, (H, W, 3) uint8 BGR."""
         width, height = self.frame_wh
-        slack_x, slack_y = self._wall.shape[1] - width, self._wall.shape[0] - height
         turn = 2 * pi * at_s / self.period_s
-        x, y = round(slack_x * (0.5 + 0.5 * sin(turn))), round(slack_y * (0.5 + 0.5 * sin(turn + 1)))
-        canvas = self._wall[y : y + height, x : x + width].copy()
+        canvas = self.wall(turn if self._slides else 0.0)
         away = int(len(self._people) * (at_s % self.period_s) / self.period_s)
         for i, (face, mask) in enumerate(self._people):
             if i == away:
@@ -76,6 +77,13 @@ class Scene:
             cy = top + (height - top) * (0.5 + 0.22 * sin(turn + 2.3 * i))
             _paste(canvas, face, mask, round(cx - face.shape[1] / 2), round(cy - face.shape[0] / 2))
         return canvas
+
+    def wall(self, turn: float) -> Image:
+        """Return the picture without anybody, at an angle of its slide, radians."""
+        width, height = self.frame_wh
+        slack_x, slack_y = self._wall.shape[1] - width, self._wall.shape[0] - height
+        x, y = round(slack_x * (0.5 + 0.5 * sin(turn))), round(slack_y * (0.5 + 0.5 * sin(turn + 1)))
+        return self._wall[y : y + height, x : x + width].copy()
 
 
 def write_clip(path: Path, scene: Scene, seconds: float) -> None:
