@@ -144,7 +144,9 @@ def visits_table(outcome: Outcome, most: int, *, wide: bool = True) -> Table:
     )
     table.add_column("#", justify="right")
     table.add_column("came", no_wrap=True)
-    table.add_column("camera")
+    several = len({visit.camera for visit in outcome.visits}) > 1
+    if several:
+        table.add_column("camera")
     table.add_column("stayed", justify="right", no_wrap=True)
     for head in outcome.heads:
         table.add_column(head, no_wrap=True)
@@ -154,8 +156,8 @@ def visits_table(outcome: Outcome, most: int, *, wide: bool = True) -> Table:
         table.add_row(
             str(number),
             visit.started_at.astimezone().strftime("%H:%M:%S"),
-            visit.camera,
-            f"{visit.dwell_s:.1f} s",
+            *([visit.camera] if several else []),
+            f"{'> ' if visit.reason == 'box_restarted' else ''}{visit.dwell_s:.1f} s",
             *(_cell(visit, head, wide) for head in outcome.heads),
             REASONS.get(visit.reason, visit.reason),
         )

@@ -128,6 +128,7 @@ class Demo:
     def watch(self) -> int:
         """Let the box watch, again and again where it is to be kept, and tell what came of it."""
         if self.subject.builtin and not self._render():
+            self.console.print("interrupted before there was anything to watch")
             return INTERRUPTED
         self.console.print(f"  live page   [bold]{self.page}[/bold]", highlight=False)
         if self.options.seconds is not None:
