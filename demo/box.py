@@ -1,7 +1,7 @@
 """The demo's box: `facefleet-edge run` with an annotated video, and news of its progress for the demo to show.
 
-`python -m demo.box CONFIG` prints one JSON object a line. It ends its visits, delivers and exits when its standard
-input is closed: so a box never outlives the demo that started it, however that ends.
+`python -m demo.box CONFIG` prints one JSON object a line. A line on its standard input lets it end its visits, deliver
+and exit; a standard input that is closed without one says that the demo is dead, and the box does not outlive it.
 """
 
 import argparse
@@ -76,10 +76,10 @@ class Ending:
             camera.stop()
 
     def follow_stdin(self) -> None:
-        """Ask when the other end of standard input is gone."""
+        """End gently on a line, at once when the other end of standard input is gone."""
         while os.read(0, 4096):
-            pass
-        self.ask()
+            self.ask()
+        self.stop.set()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,14 @@ def read_ready(path: Path) -> dict[str, Any] | None:
 
 
 class BoxProcess:
-    """`python -m demo.box`: its news, its end. Closing its standard input asks it to end, and so does our death."""
+    """`python -m demo.box`: its news, and its end; our death is its end too."""
 
     def __init__(self, config: Path, log: Path, *, video: Path | None, live: bool) -> None:
         argv = [sys.executable, "-m", "demo.box", str(config)]
         argv += ["--video", str(video)] if video else []
         argv += ["--live"] if live else []
         self.news: dict[str, Any] = {}
-        self._log = log
+        self._log, self._asked = log, False
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, start_new_session=True
@@ -72,8 +73,11 @@ class BoxProcess:
 
     def ask_to_end(self) -> None:
         """Let it end its visits and deliver; returns at once."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        if not self._asked and self._process.stdin is not None:
+            self._asked = True
+            with suppress(OSError):  # it is gone already
+                self._process.stdin.write(b"end\n")
+                self._process.stdin.flush()
 
     def close(self, grace_s: float = 45.0) -> int:
         """Ask, wait, kill if need be; it is reaped in any case."""
@@ -83,8 +87,10 @@ class BoxProcess:
             self._process.kill()
             code = self._process.wait()
         self._reader.join(5.0)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
         return code
 
     def tail(self, lines: int = 6) -> str:

@@ -131,7 +131,8 @@ def show(console: Console, outcome: Outcome, *, most: int = 40) -> None:
         outcome: What was read back.
         most: Rows to print; of more visits the newest are shown.
     """
-    console.print(visits_table(outcome, most, wide=console.width >= 100))
+    if outcome.visits:
+        console.print(visits_table(outcome, most, wide=console.width >= 100))
     if len(outcome.visits) > most:
         console.print(f"[dim]… and {len(outcome.visits) - most} earlier visits[/dim]")
     console.print(summary(outcome))

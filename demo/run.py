@@ -1,5 +1,6 @@
 """One demo from start to end: centre, clip, box, then what the database says: both sides, as a user sees them."""
 
+import logging
 import signal
 import threading
 import time
@@ -115,6 +116,7 @@ class Demo:
             except BridgeError as error:
                 raise DemoError(f"{error}\nall of its log: {self.out / 'bridge.log'}") from error
         self._centre = child
+        logging.getLogger("bridge.child").setLevel(logging.CRITICAL)  # what dies is told below, once
         try:
             self._ready = read_ready(self._ready_file) or {}
             report.open_up(self._ready["dsn"])
