@@ -25,6 +25,13 @@ def maintain(connection: Connection, now: datetime, retention: timedelta) -> Non
     connection.execute("DELETE FROM open_visits WHERE last_at < %s", (oldest,))
     connection.execute("DELETE FROM quarantine WHERE received_at < %s", (oldest,))
     connection.execute("DELETE FROM dead_letters WHERE last_at < %s", (oldest,))
+    # Days follow their hours to zero by trigger; two days later nothing can be counted into them any more.
+    connection.execute("DELETE FROM attribute_days WHERE bucket < %s", (oldest - timedelta(days=2),))
+    connection.execute(
+        "INSERT INTO job_runs (job, finished_at) VALUES ('partitions', %s) "
+        "ON CONFLICT (job) DO UPDATE SET finished_at = greatest(job_runs.finished_at, excluded.finished_at)",
+        (now,),
+    )
 
 
 def _stranded(connection: Connection, parent: str, oldest: date, today: date) -> set[date]:
