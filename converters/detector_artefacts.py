@@ -101,7 +101,7 @@ def head_nodes_openvino(model: ov.Model) -> list[str]:
 def head_nodes_onnx(model: onnx.ModelProto) -> list[str]:
     """Return the same for an ONNX graph, and the last convolutions too.
 
-    A QDQ convolution rounds its output to 8 bits, and the DFL's logits would pay for it; these six cost next to nothing.
+    A QDQ convolution rounds its output to 8 bits; the DFL's logits would pay, and these six cost next to nothing.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
     shapes = {w.name: tuple(numpy_helper.to_array(w).shape) for w in model.graph.initializer}

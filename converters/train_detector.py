@@ -135,6 +135,7 @@ class Trainer:
         self.plan, self.work = plan, work
         self.step, self.epoch, self.elapsed_s = 0, 0, 0.0
         self.rank, self.ranks = rank, ranks
+        self._clock = 0.0  # of the last step's end; what lies between two steps counts as training
         self._pool = Pool(samples, plan.rates)
         self._losses: dict[int, DualLoss] = {}
         weights = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
@@ -179,7 +180,9 @@ class Trainer:
 
     def _share(self, began: float) -> None:
         """Advance the clock; with several ranks, average clock and gradients, so that all take the same step."""
-        self.elapsed_s += time.monotonic() - began
+        now = time.monotonic()
+        self.elapsed_s += now - (self._clock or began)
+        self._clock = now
         if self.ranks == 1:
             return
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
