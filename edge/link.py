@@ -193,6 +193,12 @@ class Link:
             client = self._client if message.generation == self.generation else None
         return client is not None and client.ack(message.mid, message.qos) is MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def renew(self, why: str) -> None:
+        """Drop the connection and make a new one, for an owner who knows that this one is good for nothing."""
+        with self._lock:
+            if self._client is not None:
+                self._why = why
+
     def check(self) -> None:
         """Raise LinkDied when a callback raised or the network thread is gone; the owner calls this in its loop."""
         if self._died is not None:

@@ -29,7 +29,6 @@ from edge.wire import ROOT, BoxState, BridgeState, WireError, check_id, decode_a
 
 log = logging.getLogger(__name__)
 
-STOP_S = 3.0  # how long a clean stop waits for the last acks
 SETTLE_S = 0.5  # the shortest time between two health messages or two births
 
 
@@ -42,6 +41,7 @@ class PublisherSettings:
         database: the one database whose acks and bridge states count (P18).
         heartbeat_s: between two health messages.
         commit_s: longest time an event waits in memory before it is on the disk.
+        linger_s: how long a clean stop waits for the last acks.
     """
 
     site: str
@@ -51,6 +51,7 @@ class PublisherSettings:
     link: LinkSettings
     heartbeat_s: float = 60.0
     commit_s: float = 1.0
+    linger_s: float = 3.0
     boot: str = ""
     machine: str = ""
     software: str = ""
@@ -103,10 +104,13 @@ class Publisher:
         self._health_s = self._birth_s = float("-inf")
         self._birth_mid: int | None = None
         self._birth_known = False  # the broker has once had our birth
+        self._echoes = False  # we are allowed to hear our own health
+        self._unheard_s: float | None = None  # when we said what we have not heard yet
         self._retakes = outbox.retakes
         self._acked_at_s: float | None = None
         self._committed_s = float("-inf")
         self._links = 0
+        self._generation = 0  # the connection whose birth we have said; 0 while there is none
         self._listener = False
         self._link = self._new_link()
         self._stopping = threading.Event()
@@ -124,7 +128,7 @@ class Publisher:
         self._stopping.set()
         self._inbox.put(None)
         if self._thread.is_alive():
-            self._thread.join(STOP_S + 20.0)
+            self._thread.join(self._settings.linger_s + 20.0)
 
     def check(self) -> None:
         """Raise what ended the publisher thread, if anything did; the owner calls this in its loop."""
@@ -164,7 +168,7 @@ class Publisher:
             while True:
                 now_s = time.monotonic()
                 if stop_s is None and self._stopping.is_set():
-                    stop_s = now_s + STOP_S
+                    stop_s = now_s + self._settings.linger_s
                 self._turn(now_s, commit_now=stop_s is not None)
                 if stop_s is not None and (now_s > stop_s or self._outbox.idle() or not self._may_send()):
                     break
@@ -192,6 +196,7 @@ class Publisher:
             self._change_link()
         self._send(now_s)
         self._say_health(now_s)
+        self._check_ears(now_s)
         self.status = self._status(now_s)
 
     def _hear(self, wait_s: float) -> None:
@@ -209,17 +214,18 @@ class Publisher:
     def _handle(self, said: _Up | _Down | _Puback | Message) -> None:
         match said:
             case _Up(generation, window):
-                self._bridges.clear()  # retained, they come again
+                self._generation = generation
                 if not self._listener:
                     self._be_born(generation)
                     self._delivery.connected(max(1, window - 2))  # births are messages too
-                self._health_s = float("-inf")
+                self._health_s, self._unheard_s = float("-inf"), None
             case _Down(why):
+                self._generation = 0
                 self._delivery.disconnected()
                 self._bridges.clear()
                 self.status = f"disconnected: {why}"
             case _Puback(mid, generation):
-                if generation == self._link.generation:
+                if generation == self._generation:
                     self._birth_known |= mid == self._birth_mid
                     self._delivery.puback(mid)
             case Message() if said.generation == self._link.generation:  # P37
@@ -237,7 +243,8 @@ class Publisher:
             elif message.topic == self._topics["state"]:
                 self._hear_state(msgspec.json.decode(message.payload, type=BoxState), message.retain, now_s)
             elif message.topic == self._topics["health"]:
-                self._twins.heard_health(msgspec.json.decode(message.payload, type=_Who).nonce, now_s)
+                if not self._twins.heard_health(msgspec.json.decode(message.payload, type=_Who).nonce, now_s):
+                    self._unheard_s, self._echoes = None, True
             elif message.topic.startswith(f"{ROOT}/bridge/"):
                 self._hear_bridge(msgspec.json.decode(message.payload, type=BridgeState))
         except (WireError, msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -257,14 +264,15 @@ class Publisher:
         buried = state.nonce == self.nonce and state.state == "offline" and not self._stopping.is_set()
         older = foreign and not self._twins.yields_to(state.nonce, state.t_ms)
         if (buried or (older and not retained)) and not self._listener and now_s - self._birth_s >= SETTLE_S:
-            self._be_born(self._link.generation)  # our topic must say that we live
+            self._be_born(self._generation)  # our topic must say that we live
 
     # -- what we say -------------------------------------------------------------------------------------------------
 
     def _may_send(self) -> bool:
         """Return whether a bridge of our database accepts and acknowledges (P18, P19), and no twin is older (P29)."""
         return (
-            self._link.connected
+            self._generation > 0
+            and self._link.connected
             and not self._listener
             and not self._twins.duplicate(time.monotonic())
             and any(bridge.state == "accepting" and bridge.ack for bridge in self._bridges.values())
@@ -277,7 +285,7 @@ class Publisher:
             payload = self._outbox.payload(row, inline_vocabulary=not self._delivery.first_time(row))
             if payload is None:
                 continue
-            mid = self._link.publish(self._topics["events"], payload, qos=1, generation=self._link.generation)
+            mid = self._link.publish(self._topics["events"], payload, qos=1, generation=self._generation)
             if mid is None:  # the connection went meanwhile: everything is due again on the next
                 return
             self._delivery.sent(row, mid, now_s)
@@ -289,12 +297,25 @@ class Publisher:
 
     def _say_health(self, now_s: float) -> None:
         due_s = self._health_s + (SETTLE_S if self._health_new else self._settings.heartbeat_s)
-        if now_s < due_s or not self._health or not self._link.connected:
+        if now_s < due_s or not self._health or not self._generation:
             return
-        self._health_new = False
-        expiry_s = max(1, round(2 * self._settings.heartbeat_s))
-        if self._link.publish(self._topics["health"], self._health, qos=0, expiry_s=expiry_s) is not None:
+        said = self._link.publish(
+            self._topics["health"],
+            self._health,
+            qos=0,
+            expiry_s=max(1, round(2 * self._settings.heartbeat_s)),
+            generation=self._generation,
+        )
+        if said is not None:
+            self._health_new = False
             self._health_s = now_s
+            self._unheard_s = now_s if self._unheard_s is None else self._unheard_s
+
+    def _check_ears(self, now_s: float) -> None:
+        """Renew a connection that delivers nothing: amqtt lets the older of two twins speak on, but not hear."""
+        if self._echoes and self._unheard_s is not None and now_s - self._unheard_s > 2 * self._settings.heartbeat_s:
+            self._unheard_s = None
+            self._link.renew("nothing comes back, not even our own health")
 
     def _status(self, now_s: float) -> str:
         if self._listener or self._twins.duplicate(now_s):
@@ -348,6 +369,7 @@ class Publisher:
     def _change_link(self) -> None:
         self._listener = not self._listener
         log.warning("%s", "another box seems to live under our id: listening" if self._listener else "alone again")
+        self._generation = 0
         self._delivery.disconnected()
         self._bridges.clear()
         self._link.stop()

@@ -77,9 +77,8 @@ class TwinWatch:
         )
 
     def listening(self, now_s: float) -> bool:
-        """Return whether to be connected as a listener only, to find out."""
-        contested = len(self._contests) >= CONTESTS
-        if contested or (self.listening_until_s is not None and self.duplicate(now_s)):
+        """Return whether to leave our id to the other and only listen: to find out, or because we know."""
+        if len(self._contests) >= CONTESTS or self.duplicate(now_s):
             self.listening_until_s = now_s + 2 * self.heartbeat_s
             self._contests.clear()
         elif self.listening_until_s is not None and now_s >= self.listening_until_s:

@@ -76,7 +76,10 @@ class Centre:
         elif message.topic.endswith("/health"):
             self.health.append(message.payload)
         elif "/bridge/" not in message.topic:
-            state = msgspec.json.decode(message.payload, type=BoxState)
+            try:
+                state = msgspec.json.decode(message.payload, type=BoxState)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return
             self.states.append(state)
             if state.vocabulary is not None:
                 self.vocabularies[state.vocabulary.digest()] = state.vocabulary
