@@ -126,13 +126,16 @@ def nms(xyxy: NDArray[Float], score: NDArray[Float], iou_threshold: float) -> ND
     Returns:
         (K,) indices into `xyxy`, by descending score.
     """
-    left = np.argsort(-score, kind="stable")
-    keep: list[int] = []
-    while left.size:
-        best, left = left[0], left[1:]
-        keep.append(int(best))
-        left = left[iou(xyxy[best : best + 1], xyxy[left])[0] <= iou_threshold]
-    return np.array(keep, dtype=np.intp)
+    order = np.argsort(-score, kind="stable")
+    boxes = xyxy[order]
+    with np.errstate(invalid="ignore"):  # two boxes without area that cross: 0 / 0, and above no threshold
+        i, j, overlap = overlapping_pairs(boxes, boxes)
+    close = (i < j) & (overlap > iou_threshold)
+    # Usually no two boxes are that close, and then nothing is left to do: 50 µs instead of 25 a box.
+    dropped = np.zeros(len(boxes), np.bool_)
+    for better, worse in zip(i[close].tolist(), j[close].tolist(), strict=True):  # by descending score of the better
+        dropped[worse] |= not dropped[better]
+    return order[~dropped]
 
 
 def polygon_fault(polygon: Polygon) -> str | None:

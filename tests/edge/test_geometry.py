@@ -159,6 +159,7 @@ NMS = {  # boxes, scores, threshold, kept
     "near-identical only": ((A, A_NEAR, A_HALF), (0.9, 0.8, 0.7), 0.85, [0, 2]),
     "at the threshold stays": ((A, A_HALF), (0.9, 0.8), 0.5, [0, 1]),
     "the dropped one drops nobody": ((A, A_NEAR, A_HALF), (0.9, 0.8, 0.7), 0.52, [0, 2]),
+    "crossing lines have no area to share": (((0, 5, 9, 5), (5, 0, 5, 9)), (0.2, 0.9), 0.5, [1, 0]),
     "three of a kind and one": ((A, A_NEAR, FAR, A), (0.5, 0.6, 0.1, 0.7), 0.5, [3, 2]),
 }
 
