@@ -5,6 +5,7 @@ and gathers health. The config is read before, by the command line, and passed d
 """
 
 import logging
+import os
 import random
 import secrets
 import threading
@@ -20,6 +21,7 @@ import msgspec
 from edge.assembly import Models, build_pipeline, load_models, source_spec
 from edge.box import facts
 from edge.box.preview import LivePage
+from edge.box.status import EVERY_S, BoxStatus, CameraStatus, boottime_s, write_status
 from edge.box.watchdog import Loop, Notifier, stuck
 from edge.camera import Camera, Observer, Timeline
 from edge.capture import opencv
@@ -88,6 +90,8 @@ class Box:
         self.models: Models = load_models(config, log=log.info)
         self.stream = secrets.randbits(63) or 1
         self.clock = BoxClock()
+        self.fed_at_s = boottime_s()
+        self.last_health: Health | None = None
         self.outbox = Outbox(
             config.state_dir / "outbox.db",
             stream=self.stream,
@@ -111,7 +115,7 @@ class Box:
 
     def turn_until(self, stop: threading.Event, notifier: Notifier) -> None:
         """Feed the watchdog and gather health until asked to stop or all recordings have ended."""
-        health_due_s, feed_s = 0.0, (notifier.watchdog_s or 60.0) / 3
+        health_due_s, status_due_s, feed_s = 0.0, 0.0, (notifier.watchdog_s or 60.0) / 3
         fed_s, states = 0.0, ""
         while not stop.wait(TURN_S):
             now_s = time.monotonic()
@@ -120,14 +124,17 @@ class Box:
                 return
             if now_s - fed_s >= min(feed_s, 5.0) and not (late := self._stuck(now_s)):
                 notifier.alive()
-                fed_s = now_s
+                fed_s, self.fed_at_s = now_s, boottime_s()
             elif now_s - fed_s >= STUCK_S and late:
                 log.error("stuck: %s; the watchdog is no longer fed", ", ".join(late))
                 fed_s = now_s
             changed = self._states()
             if now_s >= health_due_s or changed != states:
-                health_due_s, states = now_s + self.config.box.health_s, changed
+                health_due_s, states, status_due_s = now_s + self.config.box.health_s, changed, 0.0
                 self.publisher.set_health(self._health_bytes())
+            if now_s >= status_due_s:
+                status_due_s = now_s + EVERY_S
+                write_status(self.config.state_dir, self.status())
 
     def finish(self, stop: threading.Event) -> int:
         """After the recordings' end: report cameras that failed, wait for the last acks."""
@@ -174,8 +181,23 @@ class Box:
             software=version("facefleet"),
         )
 
+    def status(self) -> BoxStatus:
+        """Say how this process fares, for the flasher beside it."""
+        return BoxStatus(
+            pid=os.getpid(),
+            boot=facts.boot_id() or "",
+            at_s=boottime_s(),
+            fed_at_s=self.fed_at_s,
+            nonce=self.publisher.nonce,
+            config_digest=self.config.digest,
+            publisher=self.publisher.status,
+            cameras={c.name: CameraStatus(c.state, c.frames, c.inferred, _error(c)) for c in self.cameras},
+            health=self.last_health,
+        )
+
     def _health_bytes(self) -> bytes:
-        return msgspec.json.encode(self.health())
+        self.last_health = self.health()
+        return msgspec.json.encode(self.last_health)
 
     def _states(self) -> str:
         """Return what makes health worth sending before its time: a camera or the publisher changed state."""
@@ -233,6 +255,10 @@ class Box:
                 log.error("camera %s did not let go within %g s", camera.name, CLOSE_S)
         self.publisher.set_health(self._health_bytes())
         self.publisher.stop()
+
+
+def _error(camera: Camera) -> str | None:
+    return str(camera.error) if camera.error else None
 
 
 def timeline(camera: CameraConfig, source: Source) -> Timeline:

@@ -83,6 +83,11 @@ class Camera:
         return "failed" if self.error else str(self._source.state) if self._source else "opening"
 
     @property
+    def inferred(self) -> bool:
+        """Tell whether a model has looked at a frame of this camera."""
+        return self._inference_at_s is not None
+
+    @property
     def capture_turned_at_s(self) -> float:
         """Return when the source's own loop, or its reconnecting, last turned."""
         return self._source.turned_at_s if self._source else self.turned_at_s

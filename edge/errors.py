@@ -19,3 +19,7 @@ class CameraError(EdgeError):
 
 class OutboxError(EdgeError):
     """The outbox cannot keep an event."""
+
+
+class FlashError(EdgeError):
+    """A bundle, key or target is not what a flash needs; the box stays as it was."""
