@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from bridge.local_servers import (
     needs_socket_folder,
     port_is_taken,
     postgres_program,
+    postmaster_lives,
 )
 from bridge.migrate import migrate
 
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 LOCAL_DATABASE = UUID("6c6f6361-6c00-4000-8000-000000000000")  # spells "local": config/demo.yaml names it too
 PARENT = Path("/var/tmp/facefleet-local")  # short, on a disk, and readable by the user that PostgreSQL runs as
 _OWNER = "owner.lock"
+PREDECESSOR_S, PREDECESSOR_PORT_S = 20.0, 3.0  # servers of a centre that was killed take a moment to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,14 @@ class Local:
             LocalError: one of them does not start.
             BridgeError: the schema cannot be made.
         """
-        if self._port is not None and port_is_taken(self._port):
+        if self._port is not None and not _wait(lambda: not port_is_taken(self._port or 0), PREDECESSOR_PORT_S):
             raise LocalError(f"port {self._port} is in use; give another --port, or none for a free one")
         with self._stack as stack:
             folder = stack.enter_context(_state_folder(self._data, self._keep))
             sockets = stack.enter_context(tempfile.TemporaryDirectory()) if needs_socket_folder(folder) else None
             durable = self._keep or self._data is not None
+            if not _wait(lambda: not postmaster_lives(folder), PREDECESSOR_S):
+                raise LocalError(f"another PostgreSQL runs on {folder}; stop it, or give another --data")
             program, dsn = postgres_program(folder, Path(sockets) if sockets else None, durable=durable)
             self.postgres = self._child(stack, Child(program))
             migrate(dsn, database_uuid=self._database)
@@ -165,6 +170,16 @@ class Local:
         child.start()
         stack.callback(child.stop)
         return child
+
+
+def _wait(done: Callable[[], bool], most_s: float) -> bool:
+    """Return whether `done` became true in time."""
+    give_up_s = time.monotonic() + most_s
+    while not done():
+        if time.monotonic() > give_up_s:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @contextlib.contextmanager

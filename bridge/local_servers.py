@@ -65,6 +65,16 @@ def postgres_program(folder: Path, sockets: Path | None = None, *, durable: bool
     return Program("PostgreSQL", argv, log, _answers_sql(dsn), signal.SIGINT, user, 60.0, 60.0), dsn
 
 
+def postmaster_lives(folder: Path) -> bool:
+    """Say whether a PostgreSQL runs on the cluster below `folder`, perhaps on its way out."""
+    try:
+        pid = int((folder / "postgresql" / "postmaster.pid").read_text().split("\n", 1)[0])
+        os.kill(pid, 0)
+    except (OSError, ValueError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
 def needs_socket_folder(folder: Path) -> bool:
     """Say whether a socket below `folder` would have a longer path than the kernel takes."""
     return len(os.fsencode(folder / "postgresql")) > _MOST_SOCKET_PATH

@@ -84,7 +84,7 @@ class Centre:
         self.process.start()
         wait_for(
             f"the centre ({self.process.log})",
-            lambda: self.ready_file.exists() and self.ready_file.read_text() or self._died(),
+            lambda: (self.ready_file.exists() and self.ready_file.read_text()) or self._died(),
         )
         self.ready = json.loads(self.ready_file.read_text())
         self.port = self.ready["port"]
@@ -144,8 +144,8 @@ def accepted(state: Path) -> dict[int, int]:
     with sqlite3.connect(f"file:{state / 'outbox.db'}?mode=ro", uri=True) as file:
         return dict(
             file.execute(
-                "SELECT streams.stream, max(batches.last) FROM streams JOIN batches ON batches.key >> 40 = streams.place "
-                "GROUP BY streams.stream"
+                "SELECT streams.stream, max(batches.last) FROM streams "
+                "JOIN batches ON batches.key >> 40 = streams.place GROUP BY streams.stream"
             )
         )
 
