@@ -139,7 +139,7 @@ class Demo:
         while code == OK and self.options.keep and not self._over():
             if not told:
                 self.tell()
-                self.console.print(self._kept(), highlight=False)
+                self.console.print(self._kept(), highlight=False, soft_wrap=True)
                 told = True
             code = self._pass(first=False)
         self.tell()
@@ -280,12 +280,18 @@ K_NOTE = (
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set; a second one interrupts at once."""
+    """Yield an event that Ctrl-C and SIGTERM set; a second one, more than a second later, interrupts at once.
+
+    A wrapper such as make or timeout may pass on what the terminal has sent us already: that is still the first.
+    """
     stop = threading.Event()
+    heard_s = 0.0
 
     def heard(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal heard_s
+        if stop.is_set() and time.monotonic() - heard_s > 1.0:
             raise KeyboardInterrupt
+        heard_s = heard_s or time.monotonic()
         stop.set()
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -124,7 +124,7 @@ STORY = (
     Walk("hopper-crosses", HOPPER, (Key(2.6, 1.14, 150), Key(8.0, -0.14, 156)), stature=-0.2),
     # Stays still for a long time.
     Walk("hopper-waits", HOPPER_MIRRORED, (
-        Key(6.0, 1.10, 116), Key(8.6, 0.845, 118), Key(23.4, 0.845, 118), Key(26.0, 1.12, 118)), stature=-0.2),
+        Key(4.4, 1.10, 116), Key(7.0, 0.845, 118), Key(23.4, 0.845, 118), Key(26.0, 1.12, 118)), stature=-0.2),
     # Comes towards the camera until the face is twice as large.
     Walk("collins-approaches", COLLINS_BLUE, (
         Key(12.2, -0.08, 92), Key(14.6, 0.16, 100), Key(18.4, 0.46, 215), Key(20.0, 0.48, 222), Key(23.6, -0.26, 200)),

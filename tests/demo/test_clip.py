@@ -50,7 +50,9 @@ def test_everybody_enters_and_leaves_within_the_clip(truth: GroundTruth) -> None
     for visit in truth.visits:
         assert 0 < visit.first < visit.last < truth.frames - 1, visit.name
     assert truth.people_at(0) == truth.people_at(truth.frames - 1) == 0
-    assert max(truth.people_at(f) for f in range(truth.frames)) == 3
+    people = [truth.people_at(f) for f in range(truth.frames)]
+    assert max(people) == 3
+    assert people.count(3) >= FPS  # for so long that no detector's way with the edges matters
 
 
 def test_boxes_lie_inside_the_frame_and_above_the_counter(truth: GroundTruth) -> None:
