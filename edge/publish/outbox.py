@@ -119,6 +119,7 @@ class Outbox:
         self._began_s: float | None = None  # monotonic time of the first commit
         self._tidied_s = self._saved_s = 0.0
         self._doubts: dict[int, tuple[Ranges, float]] = {}
+        self._named_s: dict[int, float] = {}  # when an ack last spoke of a stream
         self._unsaved: set[int] = set()  # places whose covered ranges changed
         self._database: bytes = b""
         self._database_unsaved = False
@@ -264,6 +265,7 @@ class Outbox:
             row = by_stream.get(said.stream)
             if row is None:
                 continue
+            self._named_s[row.place] = now_s
             held = Ranges.from_flat((1, said.upto, *said.ranges) if said.upto > 0 else said.ranges)
             held.discard(row.last + 1, max(row.last + 1, held.top))  # nobody can hold what was never accepted
             fresh = (held - row.covered) & row.held()
@@ -520,14 +522,25 @@ class Outbox:
     def _settle_doubts(self, now_s: float) -> None:
         for place, (missing, since_s) in list(self._doubts.items()):
             if now_s - since_s >= DOUBT_S and place in self._streams:
-                row = self._streams[place]
-                row.covered = row.covered - missing
-                del self._doubts[place]
-                self._unsaved.add(place)
-                self._saved_s = float("-inf")  # this may not be forgotten: the database has told it once
-                self.retakes += 1
-                log.warning("the database no longer holds %d events of stream %016x: pending again; was it restored "
-                            "from a backup?", missing.count(), row.stream)  # fmt: skip
+                self._take_back(place, missing)
+                for other, row in self._streams.items():  # a restored database may not know a stream it could name
+                    if other not in self._doubts and self._named_s.get(other, float("-inf")) < since_s:
+                        self._take_back(other, row.covered & row.held())
+
+    def _take_back(self, place: int, missing: Ranges) -> None:
+        row = self._streams[place]
+        self._doubts.pop(place, None)
+        if not missing:
+            return
+        row.covered = row.covered - missing
+        self._unsaved.add(place)
+        self._saved_s = float("-inf")  # this may not be forgotten: the database has said it once
+        self.retakes += 1
+        log.warning(
+            "the database no longer holds %d events of stream %016x: pending again; was it restored from a backup?",
+            missing.count(),
+            row.stream,
+        )
 
     # -- small ones --------------------------------------------------------------------------------------------------
 

@@ -253,6 +253,20 @@ def test_p23_a_late_ack_is_corrected_by_the_next_and_nothing_is_sent_again(make:
     assert held(outbox) == []
 
 
+def test_p23_once_the_centre_was_restored_streams_it_no_longer_names_are_sent_again_too(make: Make) -> None:
+    old = make()
+    fill(old, 3)
+    old.cover(DATABASE, [Covered(old.stream, 3)], 3.0)
+    old.close(20.0)
+    outbox = make()
+    fill(outbox, 2)
+    outbox.cover(DATABASE, [Covered(outbox.stream, 2)], 2.0)
+    fill(outbox, 1, now_s=3.0)
+    outbox.cover(DATABASE, [Covered(outbox.stream, 0, (3, 3))], 4.0)
+    outbox.commit(4.0 + DOUBT_S)
+    assert held(outbox) == [(1, 1), (2, 2), (3, 3), (1, 1), (2, 2)]
+
+
 def test_p23_a_hole_below_what_the_ack_names_is_taken_back_too(make: Make) -> None:
     outbox = make()
     fill(outbox, 10)
