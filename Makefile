@@ -14,7 +14,7 @@ help:
 	@echo 'make demo SOURCE=clip.mp4          the same on a video, a folder/, a USB index or an rtsp:// or http:// address'
 	@echo 'make demo SECONDS=60 KEEP=1        end after a minute; leave everything running until Ctrl-C'
 	@echo 'make test                          all tests that this machine can run'
-	@echo 'make bench                         milliseconds per stage, frames a second, memory'
+	@echo 'make bench                         milliseconds per stage, memory, start, peers, cameras; BENCH=--quick'
 	@echo 'make lint                          ruff and mypy'
 	@echo 'make clean, make distclean         remove results and caches; and the environment $(VENV) too'
 	@echo
@@ -28,7 +28,7 @@ test: $(STAMP) debian
 	@$(BIN)/python -m pytest -q
 
 bench: $(STAMP)
-	@$(BIN)/facefleet-edge bench
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check

@@ -10,9 +10,10 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -173,21 +174,29 @@ def repeat(period: Path, path: Path, phase: int, seconds: float) -> None:
                     written += 1
 
 
-def ramp(fleet: Fleet, server: FileCameras, outbox: Outbox, args: argparse.Namespace) -> Iterator[Step]:
-    """Yield what more and more cameras did, then fewer, until the largest sustained number is known or time is up."""
-    until_s = time.monotonic() + args.most_s
-    good, bad, count = 0, 10**6, args.first
-    while bad - good > 1 and time.monotonic() + args.settle_s + args.seconds + MARGIN_S < until_s:
-        fleet.resize(count)
-        step = measure(fleet, server, outbox, args)
-        yield step
-        good, bad = (good, count) if step.trouble else (count, bad)
-        count = good + args.step if bad > 10**5 else (good + bad + 1) // 2
-        count = min(count, bad - 1) if bad - good > 1 else count
+def ramp(watch: Callable[[int], Step], first: int, step: int, time_left: Callable[[], bool]) -> Iterator[Step]:
+    """Yield what more and more cameras did, then numbers between, until the largest sustained one is known.
+
+    Args:
+        watch: runs so many cameras and says how they did.
+        first: how many to begin with.
+        step: how many to add as long as all goes well.
+        time_left: asked before each step; no more is taken when it says no.
+    """
+    good, bad, count = 0, None, first
+    while (bad is None or bad - good > 1) and time_left():
+        done = watch(count)
+        yield done
+        if done.trouble:
+            bad = count
+        else:
+            good = count
+        count = good + step if bad is None else (good + bad) // 2
 
 
-def measure(fleet: Fleet, server: FileCameras, outbox: Outbox, args: argparse.Namespace) -> Step:
-    """Let the cameras open and settle, then watch them."""
+def measure(fleet: Fleet, server: FileCameras, outbox: Outbox, args: argparse.Namespace, count: int) -> Step:
+    """Run so many cameras, let them open and settle, then watch them."""
+    fleet.resize(count)
     open_by_s = time.monotonic() + OPEN_S
     while any(live.camera.state != "streaming" for live in fleet.running) and time.monotonic() < open_by_s:
         _wait(0.2, outbox)
@@ -286,7 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         closing.callback(fleet.resize, 0)
         with console.status("adding cameras …") as status:
             steps = []
-            for step in ramp(fleet, server, outbox, args):
+            until_s = time.monotonic() + args.most_s - args.settle_s - args.seconds - MARGIN_S
+            watch = partial(measure, fleet, server, outbox, args)
+            for step in ramp(watch, args.first, args.step, lambda: time.monotonic() < until_s):
                 steps.append(step)
                 status.update(f"{step.cameras} cameras: {step.trouble or 'sustained'} …")
         fleet.resize(0)

@@ -173,9 +173,15 @@ def remarks(turns: dict[str, Turns]) -> list[str]:
         ratios = [a / b for a, b in zip(turns[OURS].fps, turns[name].fps, strict=True)]
         verdict = "met" if median(ratios) >= aim else "missed"
         lines.append(
-            f"ours / {label}: {median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f}), aim ≥ {aim}×: {verdict}"
+            f"ours / {label}: {median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f}), aim ≥ {aim}×: {verdict}; "
+            f"{_without_database(turns[name]) / _without_database(turns[OURS]):.2f}× were no row ever written"
         )
     return lines
+
+
+def _without_database(turns: Turns) -> float:
+    """Return the seconds a frame takes apart from publishing or writing it."""
+    return sum(s for stage, s in turns.stage_s.items() if stage != "database") / turns.frames
 
 
 def main(argv: Sequence[str] | None = None) -> int:
