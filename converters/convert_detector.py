@@ -49,7 +49,8 @@ from edge.models.manifest import Calibration, Manifest, Measurement
 from edge.models.runtime import Runtime
 
 HOW = "facefleet-convert train-detector --data DATA --work WORK --minutes 66"
-CALIBRATION_PICTURES = 256
+# Half of the calibration pictures show crowds and half large faces, or the ranges of the coarse level come out short.
+CALIBRATION_PICTURES = 160
 THREADS = 2
 LICENCE = (
     "Apache-2.0 (weights); trained on pictures under CC0 as declared by their uploader (face_mask), CC BY 4.0 (mik1i: "
@@ -75,17 +76,31 @@ def describe_bundle(net: YOLOv10, size: int, how: str, calibration: Sequence[Sam
         opset=OPSET,
         architecture=f"YOLOv10{net.scale} (arXiv 2405.14458), {net.act}, {weights} weights with both heads; "
         "one-to-one head, decoded in the graph, no top-k",
-        calibration=Calibration("face_mask/train", len(calibration), digest_of([s.sha256 for s in calibration])),
+        calibration=Calibration(
+            "training part of face_mask, mik1i, canada, liveportrait",
+            len(calibration),
+            digest_of([s.sha256 for s in calibration]),
+        ),
     )
 
 
-def write_bundle(net: YOLOv10, size: int, data: Path, folder: Path, how: str, console: Console) -> Manifest:
+def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the training pictures that fix the quantization ranges, the same ones every time."""
+    crowds = [s for s in samples if s.source == "face_mask"]
+    others = [s for s in samples if s.source in ("crowd", "webcam", "portrait")]
+    return [*pick(crowds, CALIBRATION_PICTURES // 2), *pick(others, CALIBRATION_PICTURES // 2)]
+
+
+def write_bundle(
+    net: YOLOv10, size: int, data: Path, samples: Sequence[Sample], folder: Path, how: str, console: Console
+) -> Manifest:
     """Quantize, tune, measure and write one bundle.
 
     Args:
         net: the float network.
         size: side of the square input.
         data: the data folder.
+        samples: the training set.
         folder: the bundle's folder, replaced as a whole.
         how: the command that trained the weights.
         console: told of every step.
@@ -93,8 +108,7 @@ def write_bundle(net: YOLOv10, size: int, data: Path, folder: Path, how: str, co
     Raises:
         QuantizeError: the two INT8 artefacts disagree on the golden picture.
     """
-    samples = training_set(data)
-    calibration = pick([s for s in samples if s.source == "face_mask"], CALIBRATION_PICTURES)
+    calibration = calibration_samples(samples)
     manifest = describe_bundle(net, size, how, calibration)
     with staging(folder) as aside, tempfile.TemporaryDirectory() as floats:
         write_float(net, size, Path(floats))
@@ -104,7 +118,9 @@ def write_bundle(net: YOLOv10, size: int, data: Path, folder: Path, how: str, co
         manifest = tuned(manifest, int8["int8_openvino"], list(face_mask(data, "val")), samples)
         float_runtimes = open_runtimes(Path(floats), msgspec.structs.replace(manifest, calibration=None), THREADS)
         runtimes = float_runtimes | int8
-        table = evaluate_runtimes(runtimes, manifest, samples_of(data, REPORTED))
+        # FP32 on onnxruntime equals FP32 on OpenVINO to 1e-3 (a test holds it), so only its speed is measured.
+        judged = {name: runtime for name, runtime in runtimes.items() if name != "fp32_onnx"}
+        table = evaluate_runtimes(judged, manifest, samples_of(data, REPORTED))
         show(table, console)
         note = write_golden(aside, manifest, golden_pictures(size), int8["int8_openvino"].infer)
         manifest = msgspec.structs.replace(
@@ -197,9 +213,10 @@ def run(args: argparse.Namespace) -> int:
     """Write one bundle per size."""
     console = Console()
     net = load_weights(args.checkpoint)
+    samples = training_set(args.data)
     for size in args.size:
         folder = args.out / f"yolov10n-face-{size}"
-        manifest = write_bundle(net, size, args.data, folder, args.how, console)
+        manifest = write_bundle(net, size, args.data, samples, folder, args.how, console)
         console.print(f"{folder}: score threshold {manifest.score_threshold} {manifest.notes}")
         for line in manifest.latency:
             console.print(f"  {line.artefact:14} {line.value:7.2f} ms  {line.metric}")
