@@ -18,7 +18,15 @@ from onnx import numpy_helper
 from converters.errors import QuantizeError
 from converters.nets.yolov10 import REG_MAX, STRIDES, Exported, YOLOv10
 from converters.package import FILES
-from converters.quantize import QDQ_OPS, Preset, export_onnx, quantize_onnx, quantize_openvino, save_openvino, to_openvino
+from converters.quantize import (
+    QDQ_OPS,
+    Preset,
+    export_onnx,
+    quantize_onnx,
+    quantize_openvino,
+    save_openvino,
+    to_openvino,
+)
 from edge.models.manifest import Input
 from edge.track.letterbox import Letterbox
 
@@ -72,7 +80,7 @@ def write_int8(net: YOLOv10, size: int, images: Iterable[NDArray[np.uint8]], fol
     save_openvino(model, folder / FILES["fp16_xml"], fp16=True)
     # ReLU outputs start at zero: the symmetric preset loses nothing there and spares the zero-point arithmetic.
     preset: Preset = "performance" if net.act == "relu" else "mixed"
-    # Averaged extremes clip what only some pictures excite: a face that fills the frame (FairFace AP50 0.592, not 0.715).
+    # Averaged extremes clip what only some pictures excite: large faces (FairFace AP50 0.592 instead of 0.715).
     int8 = quantize_openvino(
         model, spec, calibration, ignored=head_nodes_openvino(model), preset=preset, ranges="minmax"
     )
