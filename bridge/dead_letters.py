@@ -9,8 +9,8 @@ import msgspec
 import psycopg
 from psycopg.rows import class_row
 
+from bridge.batches import Incoming
 from bridge.errors import BridgeError
-from bridge.rows import Incoming
 from bridge.store import Store
 from edge.wire import WireError, decode_batch, parse_topic
 

@@ -4,10 +4,13 @@ from datetime import datetime
 
 import msgspec
 
-from bridge.registry import Connection, Registry
-from bridge.rows import DeadLetter, Incoming, check_vocabulary
+from bridge.batches import Incoming, check_vocabulary
+from bridge.connection import Connection
+from bridge.letters import bury
+from bridge.registry import Registry
+from bridge.rows import DeadLetter
 from bridge.statements import CLOSE_OPEN, RETRACT_CLOSED
-from bridge.transaction import bury, roll_up
+from bridge.transaction import roll_up
 from edge.wire import BoxState, CameraHealth, EndReason, Health, WireError, topic
 
 _health = msgspec.json.Decoder(Health)

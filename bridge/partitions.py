@@ -2,7 +2,7 @@
 
 from datetime import date, datetime, timedelta
 
-from bridge.registry import Connection
+from bridge.connection import Connection
 
 DAYS_AHEAD = 3
 

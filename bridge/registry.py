@@ -5,16 +5,15 @@ What was looked up is remembered only once the transaction that may have written
 
 from collections import ChainMap
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import psycopg
 
-from bridge.rows import Meaning
+from bridge.connection import Connection
+from bridge.meaning import Meaning
 from edge.wire import Head, Vocabulary
 
 Policy = Literal["auto", "strict"]
-Connection = psycopg.Connection[Any]
 REMEMBERED = 200_000  # entries; a fleet of 100,000 boxes fits
 
 

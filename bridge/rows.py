@@ -1,35 +1,18 @@
-"""Messages → rows, without a database: what each event becomes, what is quarantined, what is a dead letter.
+"""Events → rows, without a database: what each becomes, what is quarantined, what is a dead letter.
 
-`store.py` drives it: `read` once per message, then `Rows.add` for the runs of events that are new to the database.
+`transaction.py` drives it: `Rows.add` for each run of events that is new to the database.
 """
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from hashlib import blake2b
 from typing import assert_never
 
-import msgspec
-
-from bridge.copy import Layout, jsonb, timestamp
-from edge.wire import (
-    Batch,
-    Confirmed,
-    Ended,
-    Head,
-    Loss,
-    Presence,
-    Update,
-    Vocabulary,
-    WireError,
-    decode_batch,
-    inflate,
-)
+from bridge.batches import Incoming, Parsed
+from bridge.copy import Layout, timestamp
+from bridge.meaning import EMPTY, Meaning
+from edge.wire import Confirmed, Ended, Loss, Presence, Update, WireError
 
 FUTURE_MS = 5 * 60_000  # P32
-DIGEST_BYTES = 8
-MAX_NAME = 200  # characters of a camera, head or label
 
 VISIT = Layout("qiqqqqqhhhhhhhhihi", tail=2)
 OPEN = Layout("qiqqqqqhhhhhhhhi", tail=2)
@@ -40,142 +23,8 @@ Key = tuple[int, int, int]  # stream, camera_id, track: one visit
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """One message from the broker; `received_at` is aware UTC."""
-
-    site: str
-    box: str
-    payload: bytes
-    topic: str
-    received_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A batch, and each of its events as the box wrote it."""
-
-    batch: Batch
-    raw: tuple[bytes, ...]
-    digests: bytes
-
-    def digest(self, seq: int) -> bytes:
-        """Return the content digest of one event."""
-        at = (seq - self.batch.first_seq) * DIGEST_BYTES
-        return self.digests[at : at + DIGEST_BYTES]
-
-    def single(self, seq: int) -> bytes:
-        """Return one event as a payload of its own, fit to be published again."""
-        envelope = self.batch
-        event = msgspec.Raw(self.raw[seq - envelope.first_seq])
-        return msgspec.msgpack.encode(
-            _RawBatch(
-                envelope.schema, envelope.stream, seq, envelope.base_ms, envelope.clock,
-                envelope.vocabulary_digest, (event,), envelope.vocabulary,
-            )
-        )  # fmt: skip
-
-
-class _RawBatch(msgspec.Struct, frozen=True, array_like=True):
-    schema: int
-    stream: int
-    first_seq: int
-    base_ms: int
-    clock: int
-    vocabulary_digest: int
-    events: tuple[msgspec.Raw, ...]
-    vocabulary: Vocabulary | None = None
-
-
-_raw_batch = msgspec.msgpack.Decoder(_RawBatch)
-
-
-def read(payload: bytes) -> Parsed:
-    """Read a payload.
-
-    The digest of an event covers its bytes as sent and the envelope that gives them meaning, so that a field which
-    this version does not know counts too.
-
-    Raises:
-        WireError: it does not follow the contract (P6, P7).
-    """
-    batch = decode_batch(payload)
-    if not (abs(batch.base_ms) < 2**62 and 0 <= batch.clock < 2**15 and 0 <= batch.vocabulary_digest < 2**32):
-        raise WireError(
-            f"batch has base_ms {batch.base_ms}, clock {batch.clock}, vocabulary digest {batch.vocabulary_digest}, "
-            "expected at most 62, 15 and 32 bits"
-        )
-    raw = tuple(map(bytes, _raw_batch.decode(inflate(payload)).events))
-    prefix = blake2b(
-        struct.pack(">qhI", batch.base_ms, batch.clock, batch.vocabulary_digest), digest_size=DIGEST_BYTES
-    )
-    digests = []
-    for event in raw:
-        hasher = prefix.copy()
-        hasher.update(event)
-        digests.append(hasher.digest())
-    if batch.vocabulary is not None:
-        check_vocabulary(batch.vocabulary)
-    return Parsed(batch, raw, b"".join(digests))
-
-
-def check_vocabulary(vocabulary: Vocabulary) -> None:
-    """Raise WireError for names no registry should hold."""
-    for name in (*vocabulary.cameras, *(text for head in vocabulary.heads for text in (head.name, *head.labels))):
-        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise WireError(f"vocabulary names {name[:40]!r}, expected 1–{MAX_NAME} printable characters")
-    if len(set(vocabulary.cameras)) != len(vocabulary.cameras):
-        raise WireError("vocabulary names a camera twice")
-    if len({head.name for head in vocabulary.heads}) != len(vocabulary.heads):
-        raise WireError("vocabulary names a head twice")
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """A vocabulary as the database knows it: camera ids instead of names."""
-
-    vocabulary_id: int
-    box_id: int
-    camera_ids: tuple[int, ...]
-    heads: tuple[Head, ...]
-    _labels: dict[tuple[int, ...], bytes] = field(default_factory=dict, compare=False)
-
-    def camera_id(self, index: int) -> int:
-        """Return the id of the camera an event names by index."""
-        if not 0 <= index < len(self.camera_ids):
-            raise WireError(f"camera {index} is not in the vocabulary of {len(self.camera_ids)} cameras")
-        return self.camera_ids[index]
-
-    def attributes(self, flat: Sequence[int]) -> tuple[bytes, bytes]:
-        """Return labels and confidences as jsonb columns; `flat` is head, label, confidence in 1/255, …"""
-        if not flat:
-            return _EMPTY, _EMPTY
-        if len(flat) % 3:
-            raise WireError(f"{len(flat)} attribute numbers, expected triples")
-        names = tuple(n for i, n in enumerate(flat) if i % 3 != 2)
-        labels = self._labels.get(names)
-        if labels is None:
-            labels = self._labels[names] = jsonb(msgspec.json.encode(self._named(names)))
-        parts = [
-            b"%s:%.3f" % (msgspec.json.encode(self.heads[flat[i]].name), flat[i + 2] / 255)
-            for i in range(0, len(flat), 3)
-        ]
-        return labels, jsonb(b"{" + b",".join(parts) + b"}")
-
-    def _named(self, names: tuple[int, ...]) -> dict[str, str]:
-        labels = {}
-        for head, label in zip(names[::2], names[1::2], strict=True):
-            if not (0 <= head < len(self.heads) and 0 <= label < len(self.heads[head].labels)):
-                raise WireError(f"head {head}, label {label} is not in the vocabulary")
-            labels[self.heads[head].name] = self.heads[head].labels[label]
-        return labels
-
-
-_EMPTY = jsonb(b"{}")
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive events of one message, first…last, all of them new to the database."""
+    """Consecutive events of one message, first…last: all new to the database, or all covered before."""
 
     message: Incoming
     parsed: Parsed
@@ -340,7 +189,7 @@ class Rows:
             case Confirmed():
                 seen = OpenVisit(
                     seq, seq, at_ms, at_ms, (event.x, event.y), (event.x, event.y), (event.w, event.h),
-                    event.score, clock, meaning.vocabulary_id, _EMPTY, _EMPTY,
+                    event.score, clock, meaning.vocabulary_id, EMPTY, EMPTY,
                 )  # fmt: skip
                 seen.pack(key)  # what does not fit a column must show here, where it costs one event
                 self._seen(key, seen)

@@ -12,11 +12,14 @@ from uuid import UUID
 import psycopg
 
 from bridge import fleet, partitions, statements
+from bridge.batches import Incoming, Parsed, read
+from bridge.connection import Connection
 from bridge.errors import StoreError
-from bridge.registry import Connection, Policy, Registry
-from bridge.rows import DeadLetter, Incoming, Parsed, read
+from bridge.letters import bury
+from bridge.registry import Policy, Registry
+from bridge.rows import DeadLetter
 from bridge.sqlstate import Verdict, classify
-from bridge.transaction import Transaction, Written, bury
+from bridge.transaction import Transaction, Written
 from edge.wire import BoxState, Covered, WireError, topic
 
 __all__ = ["Incoming", "Store", "Written"]

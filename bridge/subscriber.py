@@ -22,9 +22,9 @@ import msgspec
 import psycopg
 
 from bridge.acks import AckBook
+from bridge.batches import Incoming
 from bridge.errors import BridgeError, ConfigError, StoreError
 from bridge.inbox import Delivery, Inbox
-from bridge.rows import Incoming
 from bridge.sqlstate import Verdict, classify
 from bridge.store import Written
 from edge.link import Message

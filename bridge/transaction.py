@@ -3,27 +3,27 @@
 Lock the streams, sort out what is new, copy it in, count it, cover it. Rollups are fed from rows really inserted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any
 
 import psycopg
 
+from bridge import ledger
 from bridge import statements as sql
-from bridge.copy import HEADER, TRAILER, Layout, timestamp
+from bridge.batches import Incoming, Parsed
+from bridge.connection import Connection, copy
+from bridge.letters import bury, dead_letter, quarantine
 from bridge.ranges import Coverage
-from bridge.registry import Connection, Registry
-from bridge.rows import DIGEST_BYTES, DeadLetter, Incoming, Lost, Parsed, Quarantined, Rows, Run
+from bridge.registry import Registry
+from bridge.rows import DeadLetter, Lost, Quarantined, Rows, Run
 from bridge.sqlstate import Verdict, classify
 from edge.wire import Covered, EndReason, Loss
 
-LEDGER = Layout("qqiqqqqh", tail=1)
 COPY_VISITS = "COPY in_visits FROM STDIN (FORMAT binary)"
 COPY_UPDATES = "COPY in_updates FROM STDIN (FORMAT binary)"
 COPY_PRESENCE = "COPY in_presence FROM STDIN (FORMAT binary)"
-COPY_LEDGER = "COPY batches FROM STDIN (FORMAT binary)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,10 @@ class Transaction:
         """
         self._dead += dead
         unknown = self._sort_out(batches)
-        self._write_ledger()
-        self._find_conflicts()
+        ledger.write(self._connection, self._runs, self._now)
+        if self._repeats:
+            oldest = min(self.streams[run.parsed.batch.stream].first_at for run in self._repeats)
+            self._dead += ledger.conflicts(self._connection, self._repeats, since=oldest)
         inserted = 0
         if self._runs:
             inserted = self._bisect(self._runs) if careful else self._apply(self._runs)
@@ -156,59 +158,6 @@ class Transaction:
             stream: Stream(box_id, Coverage.from_flat(upto, ranges), superseded, first_at)
             for stream, box_id, upto, ranges, superseded, first_at in rows
         }
-
-    def _write_ledger(self) -> None:
-        written = timestamp(_ms(self._now))
-        rows = []
-        for run in self._runs:
-            batch, received_ms = run.parsed.batch, _ms(run.message.received_at)
-            low, high = run.first - batch.first_seq, run.last - batch.first_seq + 1
-            times = (batch.base_ms + event.t_ms for event in batch.events[low:high] if not isinstance(event, Loss))
-            # One absurd time spoils no lag figure and fits its column.
-            newest_ms = max(0, min(max(times, default=received_ms), received_ms))
-            fixed = (
-                timestamp(received_ms), written, run.meaning.box_id, batch.stream, run.first, run.last,
-                timestamp(newest_ms), batch.clock,
-            )  # fmt: skip
-            rows.append(LEDGER.pack(fixed, run.parsed.digests[low * DIGEST_BYTES : high * DIGEST_BYTES]))
-        copy(self._connection, COPY_LEDGER, rows)
-
-    def _find_conflicts(self) -> None:
-        """Compare what was here before with what came now (P11); the ledger holds this transaction's rows already."""
-        if not self._repeats:
-            return
-        rows = self._connection.execute(
-            sql.KNOWN_DIGESTS,
-            {
-                "streams": [run.parsed.batch.stream for run in self._repeats],
-                "first": [run.first for run in self._repeats],
-                "last": [run.last for run in self._repeats],
-                "since": min(self.streams[run.parsed.batch.stream].first_at for run in self._repeats)
-                - timedelta(days=1),  # the broker's clock and ours need not agree
-            },
-        )
-        ledger: dict[int, list[tuple[int, bytes]]] = {}
-        for stream, first_seq, digests in rows:
-            ledger.setdefault(stream, []).append((first_seq, digests))
-        for run in self._repeats:
-            for first_seq, digests in ledger.get(run.parsed.batch.stream, ()):
-                self._compare(run, first_seq, digests)
-
-    def _compare(self, run: Run, first_seq: int, digests: bytes) -> None:
-        first = max(run.first, first_seq)
-        last = min(run.last, first_seq + len(digests) // DIGEST_BYTES - 1)
-        if first > last:
-            return
-        low, high = first - first_seq, last - first_seq + 1
-        theirs = digests[low * DIGEST_BYTES : high * DIGEST_BYTES]
-        start = first - run.parsed.batch.first_seq
-        if theirs == run.parsed.digests[start * DIGEST_BYTES : (start + last - first + 1) * DIGEST_BYTES]:
-            return
-        for seq in range(first, last + 1):
-            at = (seq - first) * DIGEST_BYTES
-            if run.parsed.digest(seq) != theirs[at : at + DIGEST_BYTES]:
-                error = "the same key came before with other content; the row that came first stands"
-                self._dead.append(dead_letter(run, seq, "conflict", error))
 
     # Rows ---------------------------------------------------------------------------------------------------------
 
@@ -312,60 +261,13 @@ class Transaction:
         return Covered(stream, coverage.upto, coverage.flat())
 
 
-def copy(connection: Connection, statement: str, rows: Iterable[bytes]) -> None:
-    """Send packed rows through binary COPY."""
-    data = b"".join((HEADER, *rows, TRAILER))
-    if len(data) > len(HEADER) + len(TRAILER):
-        with connection.cursor() as cursor, cursor.copy(statement) as into:
-            into.write(data)
-
-
 def roll_up(connection: Connection) -> None:
     """Add what this transaction counted to the rollups."""
     for rollup in sql.ROLLUPS:
         connection.execute(rollup)
 
 
-def dead_letter(run: Run, seq: int, reason: str, error: str) -> DeadLetter:
-    """Return the dead letter of one event of a run."""
-    parsed = run.parsed
-    return DeadLetter(reason, error, run.message, parsed.single(seq), parsed.batch.stream, seq)
-
-
-def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
-    """Write dead letters down; one that was here before is counted."""
-    for letter in letters:
-        name = b"\0".join((letter.reason.encode(), letter.message.topic.encode(), letter.raw))
-        connection.execute(
-            sql.INSERT_DEAD_LETTER,
-            {
-                "at": letter.message.received_at,
-                "reason": letter.reason,
-                "error": letter.error.replace("\0", "␀")[:2000],
-                "topic": letter.message.topic,
-                "stream": letter.stream,
-                "seq": letter.seq,
-                "raw": letter.raw,
-                "digest": blake2b(name, digest_size=16).digest(),
-            },
-        )
-
-
-def quarantine(connection: Connection, events: Sequence[Quarantined]) -> None:
-    """Write events with unbelievable times down (P32)."""
-    for event in events:
-        message = event.message
-        connection.execute(
-            sql.INSERT_QUARANTINE,
-            (event.stream, event.seq, event.at_ms, message.received_at, message.topic, event.raw),
-        )
-
-
 def _between(gaps: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
     """Return what of first…last lies outside the gaps."""
     edges = [first, *(edge for low, high in gaps for edge in (low - 1, high + 1)), last]
     return [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if low <= high]
-
-
-def _ms(at: datetime) -> int:
-    return int(at.timestamp() * 1000)

@@ -19,11 +19,14 @@ from pathlib import Path
 import psycopg
 
 from bridge import statements as sql
+from bridge.batches import Incoming, read
+from bridge.connection import Connection, copy
+from bridge.meaning import Meaning
 from bridge.migrate import migrate
-from bridge.registry import Connection, Registry
-from bridge.rows import Meaning, Rows, Run, read
-from bridge.store import OPTIONS, Incoming, Store
-from bridge.transaction import COPY_PRESENCE, COPY_UPDATES, COPY_VISITS, copy, roll_up
+from bridge.registry import Registry
+from bridge.rows import Rows, Run
+from bridge.store import OPTIONS, Store
+from bridge.transaction import COPY_PRESENCE, COPY_UPDATES, COPY_VISITS, roll_up
 from edge.wire import AnyEvent, Batch, Confirmed, Ended, Head, Presence, Update, Vocabulary, encode_batch, topic
 from tests.postgres import create_database, running
 

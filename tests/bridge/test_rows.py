@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge.batches import DIGEST_BYTES, read
 from bridge.copy import Layout, timestamp
+from bridge.meaning import Meaning
 from bridge.ranges import Coverage
-from bridge.rows import DIGEST_BYTES, Meaning, OpenVisit, Rows, Run, read
+from bridge.rows import OpenVisit, Rows, Run
 from edge.wire import AnyEvent, Batch, Confirmed, Head, WireError, encode_batch
 from tests.bridge.events import (
     BASE_MS,
@@ -121,6 +123,15 @@ def test_p32_retention_and_five_minutes_are_the_edges() -> None:
 def test_visit_is_quarantined_by_its_end_too() -> None:
     [event] = rows_of(ended(1, 0, 10**9)).quarantined
     assert event.at_ms == BASE_MS + 10**9
+
+
+def test_labels_and_confidences_are_json_whatever_the_names() -> None:
+    meaning = Meaning(1, 1, (10,), (Head('100 % "odd"', ("ünïcode",)), Head("age", ("0-19", "20+"))))
+    labels, confidences = meaning.attributes((0, 0, 51, 1, 1, 255))
+    assert msgspec.json.decode(labels[1:]) == {'100 % "odd"': "ünïcode", "age": "20+"}
+    assert msgspec.json.decode(confidences[1:]) == {'100 % "odd"': 0.2, "age": 1.0}
+    assert meaning.attributes((1, 0, 0))[0] == b'\x01{"age":"0-19"}'
+    assert meaning.attributes(()) == (b"\x01{}", b"\x01{}")
 
 
 def test_run_halves_meet_and_miss_nothing() -> None:

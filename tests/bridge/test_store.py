@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from bridge.batches import read
 from bridge.errors import StoreError
 from bridge.migrate import migrate
 from bridge.ranges import Coverage
-from bridge.rows import read
 from bridge.sqlstate import Verdict, classify
 from bridge.store import Incoming, Store, Written
 from edge.wire import AnyEvent, Covered, Loss, LossReason, Vocabulary, WireError, encode_batch

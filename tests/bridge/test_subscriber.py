@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from bridge.batches import Incoming
 from bridge.errors import ConfigError, StoreError
-from bridge.rows import Incoming
 from bridge.store import Written
 from bridge.subscriber import Status, Subscriber
 from edge.link import Message
