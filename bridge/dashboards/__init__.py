@@ -1,0 +1,1 @@
+"""Grafana's dashboards and alarms as code; `bridge/grafana/` is what it generates."""
