@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from edge.errors import ConfigError, EdgeError
+from edge.flash.arguments import add_verbs
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
@@ -162,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--host", default="127.0.0.1", help="broker (default 127.0.0.1)")
     tail.add_argument("--port", type=int, default=1883, help="its port (default 1883)")
     tail.add_argument("--config", type=Path, help="take broker, user and password from this box's YAML")
+
+    add_verbs(add)
     return parser
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.box.facts import boot_id
 from edge.wire import Health
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,10 @@ def write_status(state_dir: Path, status: BoxStatus) -> None:
 
 
 def read_status(state_dir: Path) -> BoxStatus | None:
-    """Return what a box last said, None where there is nothing readable: ask `at_s` whether it still holds."""
+    """Return what a box last said in this boot, None where there is nothing: ask `at_s` whether it still holds."""
     try:
         with (state_dir / FILE).open("rb") as file:
-            return msgspec.json.decode(file.read(MAX_BYTES), type=BoxStatus)
+            status = msgspec.json.decode(file.read(MAX_BYTES), type=BoxStatus)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+    return status if status.boot == (boot_id() or "") else None

@@ -95,7 +95,7 @@ def unpack(
     folder: Path,
     *,
     progress: Progress = lambda _: None,
-    at: Callable[[], None] = lambda: None,
+    at: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write the files into an empty folder, each synced and checked as it comes; the folders' names are not synced.
 
@@ -104,13 +104,13 @@ def unpack(
         stream: where `read_head` left it.
         folder: new and empty; nothing is written outside of it.
         progress: told how many bytes were written since its last call.
-        at: called before each file, for tests that cut the power.
+        at: told each file's path before it is written, for tests that cut the power.
 
     Raises:
         FlashError: a file is damaged, the bundle ends early or has bytes too many, or the disk is full.
     """
     for file in head.manifest.files:
-        at()
+        at(file.path)
         target = folder / file.path
         try:
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -130,8 +130,14 @@ class Slots:
 
     def state(self) -> FlashState:
         """Return where an update stands. A lost file means: what `current` says is settled."""
-        found = _read(self.root / "flash.json", FlashState)
-        return found or FlashState(slot=self.current_slot)
+        if (found := _read(self.root / "flash.json", FlashState)) is not None:
+            return found
+        slot = self.current_slot
+        try:
+            key = (self.folder(slot) / "manifest.sig").read_text().split()[0]
+            return FlashState(slot=slot, counters={key: int(slot)})
+        except (OSError, ValueError, IndexError):
+            return FlashState(slot=slot)
 
     def result(self) -> Result | None:
         """Return how the last update ended."""

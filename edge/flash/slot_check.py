@@ -1,0 +1,99 @@
+"""Check a staged slot with the code the service runs, in a process of its own and as the service's user.
+
+A runtime that crashes on a model then takes this process along, not the updater; memory comes back; compiled models
+land in the service's own cache, so that its restart is short.
+"""
+
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from grp import getgrnam
+from pathlib import Path
+from typing import Any
+
+from edge.errors import EdgeError, FlashError
+
+CHECK_S = 600.0
+DEVICE_GROUPS = ("video", "render")  # as in the unit
+
+
+def check_slot(folder: Path, skip: Iterable[str], owner: tuple[int, int]) -> None:
+    """Run `look_at` on a slot in a process of its own.
+
+    Args:
+        folder: the slot.
+        skip: cameras that the running service holds, or that were lost before: the proof judges them.
+        owner: user and group of the service.
+
+    Raises:
+        FlashError: something in it would not work; the message says all that was found.
+    """
+    command = [sys.executable, "-m", "edge.flash.slot_check", str(folder / "config.yaml"), *skip]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=CHECK_S, check=False, **_identity(*owner)
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FlashError(f"the check did not end within {CHECK_S:g} s; does a model or a camera hang?") from error
+    if done.returncode:
+        ended = f"the check ended with signal {-done.returncode}" if done.returncode < 0 else "the check failed"
+        raise FlashError(done.stderr.strip()[-4000:] or ended)
+
+
+def look_at(config_path: Path, skip: Iterable[str]) -> list[str]:
+    """Return what would keep a config from running here: credentials, models, cameras, state folder."""
+    from edge.assembly import load_models, source_spec
+    from edge.capture import opencv
+    from edge.capture.sources import probe
+    from edge.config import load_box
+    from edge.publish.publisher import publisher_settings
+
+    opencv.quiet()
+    config = load_box(config_path)
+    wrong = []
+    skipped = set(skip)
+    for camera in config.box.cameras:
+        try:
+            spec = source_spec(config, camera)
+            if camera.id not in skipped:
+                probe(spec)
+        except EdgeError as error:
+            wrong.append(f"camera {camera.id}: {error}")
+    try:
+        publisher_settings(config, 1)
+        load_models(config, log=lambda _: None)
+    except EdgeError as error:
+        wrong.append(str(error))
+    if not os.access(config.state_dir, os.W_OK):
+        wrong.append(f"state_dir {config.state_dir} cannot be written by the service's user")
+    return wrong
+
+
+def _identity(user: int, group: int) -> dict[str, Any]:
+    """Return what makes a child process the service's user; nothing unless we are root."""
+    if os.geteuid() != 0 or user == 0:
+        return {}
+    groups = {group}
+    with suppress(KeyError):
+        groups |= set(os.getgrouplist(pwd.getpwuid(user).pw_name, group))
+    for name in DEVICE_GROUPS:
+        with suppress(KeyError):
+            groups.add(getgrnam(name).gr_gid)
+    return {"user": user, "group": group, "extra_groups": sorted(groups)}
+
+
+def main(words: list[str]) -> int:
+    """Print what is wrong on standard error; 0 when nothing is."""
+    try:
+        wrong = look_at(Path(words[0]), words[1:])
+    except EdgeError as error:
+        wrong = [str(error)]
+    print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

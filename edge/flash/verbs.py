@@ -1,0 +1,244 @@
+"""The verbs of flashing: `bundle`, `keys` and `flash` at the desk, `apply` on the box."""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from logging.handlers import SysLogHandler
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from edge.box.logs import set_up
+from edge.errors import EdgeError, FlashError
+from edge.flash import desk, signing
+from edge.flash.archive import check_files, read_head
+from edge.flash.manifest import Manifest
+from edge.flash.parcel import Said, read_parcel
+from edge.flash.proof import Terms, report
+from edge.flash.service import Systemd
+from edge.flash.slot_check import check_slot
+from edge.flash.slots import Result, Slots
+from edge.flash.spool import take_spool
+from edge.flash.targets import CardTarget, look_at, open_target
+from edge.flash.updater import Parcel, Step, Updater
+
+EXIT_OK, EXIT_FAILURE, EXIT_ROLLED_BACK = 0, 1, 3
+JOURNAL = Path("/dev/log")
+
+
+def keys(args: argparse.Namespace) -> int:
+    """Make a signing key, or show what a key is called."""
+    path: Path = args.file or signing.default_key()
+    if args.action == "new":
+        signing.new_key(path)
+        print(f"{path}: keep it secret and keep a copy; who has it can flash every box that trusts it", file=sys.stderr)
+    key = signing.load_public(path)
+    print(f"key {signing.key_id(key)}\n{signing.public_pem(key).decode()}", end="")
+    return EXIT_OK
+
+
+def bundle(args: argparse.Namespace) -> int:
+    """Build, show or verify a bundle."""
+    key: Path = args.key or signing.default_key()
+    if args.action == "build":
+        out: Path = args.out or args.file.with_suffix(".ffbundle")
+        made = desk.build(args.file, out, key, counter=args.counter, device_class=args.device_class, trust=args.trust)
+        print(f"{out}: {_described(made.head.manifest)}, {made.head.bytes} bytes, signed by {made.head.key_id}")
+        if made.contents.wanted:
+            print(f"the box needs these credentials beside it: {', '.join(sorted(made.contents.wanted))}")
+        return EXIT_OK
+    public = signing.load_public(key)
+    try:
+        with args.file.open("rb") as stream:
+            head = read_head(stream, {signing.key_id(public): public})
+            if args.action == "verify":
+                check_files(head, stream)
+    except OSError as error:
+        raise FlashError(f"{args.file} cannot be read ({error.strerror})") from error
+    if args.action == "show":
+        print(msgspec.json.format(head.signed).decode())
+    else:
+        print(f"{args.file}: {_described(head.manifest)}, signed by {head.key_id}, all digests fit")
+    return EXIT_OK
+
+
+def flash(args: argparse.Namespace) -> int:
+    """Show what would change, ask, send, and end with the target's own word."""
+    key: Path = args.key or signing.default_key()
+    terms = Terms(start_s=args.start, hold_s=args.hold)
+    with desk.built(args.config, key, args.device_class) as made:
+        target = open_target(args.target, root=args.root, ssh=args.ssh, remote=args.remote, terms=terms)
+        seen = target.look()
+        manifest, card = made.head.manifest, isinstance(target, CardTarget)
+        print(f"{args.target}: {_occupant(seen)}\nto flash: {_described(manifest)}")
+        changes = desk.difference(seen, made)
+        if not changes:
+            print("nothing would change; nothing is sent")
+            return EXIT_OK
+        print("\n".join(changes))
+        end = "read back; the box starts it when it boots" if card else "then the service restarts and proves itself"
+        print(f"{made.head.bytes} bytes to send, {end}")
+        if args.dry_run:
+            return EXIT_OK
+        if not args.yes and not _agreed():
+            print("nothing was sent")
+            return EXIT_FAILURE
+        adopt = signing.encode_public(signing.load_public(key))
+        with _bar(made.head.bytes) as (progress, say):
+            result, said = target.send(made, adopt, progress, say)
+        print(said)
+        print(_verdict(args.target, result))
+        digest = sha256(made.config.encode()).hexdigest()[:12]
+    if args.wait is not None and result.outcome in ("committed", "unchanged"):
+        from edge.flash.birth import wait_for_birth
+
+        print(f"waiting up to {args.wait:g} s for the first birth", flush=True)
+        state = wait_for_birth(args.config, digest, args.wait)
+        print(f"born: machine {state.machine}, software {state.software}, config {state.config_digest}")
+    return _code(result)
+
+
+def apply(args: argparse.Namespace) -> int:
+    """Take a bundle on the box: from a file, from SSH, from the spool; or finish an interrupted update."""
+    slots = Slots(args.root)
+    if args.status:
+        sys.stdout.buffer.write(msgspec.json.encode(look_at(slots)) + b"\n")
+        return EXIT_OK
+    set_up(logging.INFO)
+    _also_to_the_journal()
+    _end_in_order()
+    say = _Speaker(args.json)
+    updater = Updater(slots, Systemd(args.unit), check_slot, Terms(args.start, args.hold), at=say.step)
+    try:
+        if args.recover:
+            recovered = updater.recover()
+            return say.end(recovered, "") if recovered else EXIT_OK
+        if args.spool:
+            taken = list(take_spool(updater))
+            for name, came in taken:
+                print(f"{name}: {came if isinstance(came, FlashError) else _verdict(name, came)}")
+            return max((EXIT_FAILURE if isinstance(c, FlashError) else _code(c) for _, c in taken), default=EXIT_OK)
+        if args.stdin:
+            return say.end(updater.apply(read_parcel(sys.stdin.buffer)), report(look_at(slots).status))
+        with _opened(args.file) as stream:
+            return say.end(updater.apply(Parcel(stream, {})), report(look_at(slots).status))
+    except EdgeError as error:
+        if not args.json:
+            raise
+        say.line(Said(error=str(error)))
+        return EXIT_FAILURE
+
+
+class _Speaker:
+    """Tells a person, or over SSH the desk, where an update stands. A listener who left stops nothing."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._json = as_json
+        self._last = ("", "")
+        self._turn = threading.Lock()
+
+    def step(self, step: Step, what: str) -> None:
+        """Say a step once, however often it is announced."""
+        if (step, what) != self._last:
+            self._last = (step, what)
+            self.line(Said(step=str(step), what=what))
+
+    def end(self, result: Result, text: str) -> int:
+        """Say how it ended; return the exit code."""
+        self.line(Said(result=result, report=text))
+        return _code(result)
+
+    def line(self, said: Said) -> None:
+        """Print one line."""
+        if self._json:
+            text = msgspec.json.encode(said).decode()
+        elif said.result is not None:
+            text = f"{said.report}\n{_verdict('this box', said.result)}".strip()
+        else:
+            text = f"{said.step}: {said.what}"
+        with self._turn, suppress(OSError, ValueError):
+            print(text, flush=True)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise FlashError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _also_to_the_journal() -> None:
+    """Let the journal have the outcome too, when a person or SSH runs us and not systemd."""
+    if JOURNAL.exists():
+        with suppress(OSError):
+            handler = SysLogHandler(str(JOURNAL))
+            handler.ident = "facefleet-edge: "
+            logging.getLogger().addHandler(handler)
+
+
+def _end_in_order() -> None:
+    """Go back to the old config when told to end in the middle; go on when the one who started us hangs up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """Show a bar of the bytes sent and the box's last word; only lines where nobody watches."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sending", total=total)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+
+        def say(text: str) -> None:
+            if console.is_terminal:
+                progress.update(task, description=text[:60])
+            else:
+                print(text, file=sys.stderr, flush=True)
+
+        yield advance, say
+
+
+def _agreed() -> bool:
+    try:
+        return input("flash it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _described(manifest: Manifest) -> str:
+    who = f"{manifest.site}/{manifest.box}, counter {manifest.counter}, for {manifest.device_class} boxes"
+    return f"{who}, models {', '.join(manifest.models) or 'none'}"
+
+
+def _occupant(seen: desk.Seen) -> str:
+    if seen.identity is None:
+        return "nothing flashed yet; it will take on this box's name and trust your key"
+    at = seen.manifest.counter if seen.manifest else "none"
+    return f"{seen.identity.site}/{seen.identity.box} ({seen.identity.device_class}), counter {at}"
+
+
+def _verdict(name: str, result: Result) -> str:
+    reason = f": {result.reason}" if result.reason else ""
+    return f"{name}: {result.outcome}, counter {result.counter}{reason}"
+
+
+def _code(result: Result) -> int:
+    return {"committed": EXIT_OK, "unchanged": EXIT_OK, "rolled_back": EXIT_ROLLED_BACK}.get(
+        result.outcome, EXIT_FAILURE
+    )
