@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from demo.errors import DemoError
+from demo.errors import DemoError, DemoFailure
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _demo(options)
     except DemoError as error:
         print(f"facefleet-demo: {error}", file=sys.stderr)
-        return USAGE
+        return FAILED if isinstance(error, DemoFailure) else USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
 

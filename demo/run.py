@@ -23,7 +23,7 @@ from demo import report
 from demo.chart import write_chart
 from demo.children import BoxProcess, centre, read_ready
 from demo.clip import render, rendered_before
-from demo.errors import DemoError
+from demo.errors import DemoError, DemoFailure
 from demo.folder import results, scratch
 from demo.story import DURATION_S
 from demo.subject import Ports, Subject, builtin, look_at, write_config
@@ -63,7 +63,8 @@ def run(options: Options, console: Console) -> int:
         0 when it came to its natural end, 130 when Ctrl-C cut it short, 1 when something gave up.
 
     Raises:
-        DemoError: it cannot start.
+        DemoError: what was asked is not possible.
+        DemoFailure: a part gave up.
     """
     subject = look_at(options.source) if options.source is not None else None  # before anything slow is started
     ports = Ports(options.broker_port or free_port(), _page_port(options.page_port))
@@ -114,7 +115,7 @@ class Demo:
             try:
                 child.start()
             except BridgeError as error:
-                raise DemoError(f"{error}\nall of its log: {self.out / 'bridge.log'}") from error
+                raise DemoFailure(f"{error}\nall of its log: {self.out / 'bridge.log'}") from error
         self._centre = child
         logging.getLogger("bridge.child").setLevel(logging.CRITICAL)  # what dies is told below, once
         try:
@@ -151,7 +152,7 @@ class Demo:
         try:
             outcome = report.read(self._ready["dsn"])
         except psycopg.Error as error:
-            raise DemoError(f"the database cannot be read: {error}; its log is {self.out / 'bridge.log'}") from error
+            raise DemoFailure(f"the database cannot be read: {error}; its log is {self.out / 'bridge.log'}") from error
         self.console.print()
         report.show(self.console, outcome)
         chart = write_chart(outcome, self.out / "people.png")
@@ -229,7 +230,7 @@ class Demo:
                 self._ready = read_ready(self._ready_file) or self._ready
                 self.console.print("[yellow]the bridge was killed[/yellow] and runs again on the same database")
         except BridgeError as error:
-            raise DemoError(f"{error}\nall of its log: {self.out / 'bridge.log'}") from error
+            raise DemoFailure(f"{error}\nall of its log: {self.out / 'bridge.log'}") from error
 
     def _over(self) -> bool:
         return self.stop.is_set() or (self._deadline_s is not None and time.monotonic() >= self._deadline_s)
