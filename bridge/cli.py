@@ -15,6 +15,7 @@ import psycopg
 from bridge import dead_letters
 from bridge.app import Bridge
 from bridge.config import full_dsn, load_bridge
+from bridge.dashboards import generate
 from bridge.errors import BridgeError, ConfigError
 from bridge.local import LOCAL_DATABASE, Local, Ready
 from bridge.migrate import migrate
@@ -118,6 +119,20 @@ def show_letter(options: argparse.Namespace) -> int:
 def replay_letter(options: argparse.Namespace) -> int:
     """Write a message that was refused as a whole once more."""
     print(dead_letters.replay(_dsn(options), options.id))
+    return OK
+
+
+def grafana(options: argparse.Namespace) -> int:
+    """Write Grafana's files, or say how those that are there differ."""
+    folder: Path = options.out
+    if not options.check:
+        for path in generate.write(folder):
+            print(path)
+        return OK
+    differences = generate.differences(folder)
+    if differences:
+        return _fail(f'{folder}: {"; ".join(differences)}. Run "facefleet-bridge grafana --out {folder}"', FAILURE)
+    print(f"{folder} is what this version generates")
     return OK
 
 
@@ -262,6 +277,17 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("id", type=int, metavar="ID", help='as "list" shows it')
         action.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a bridge's YAML; its dsn is used")
         action.add_argument("--dsn", help="of a member of facefleet_ingest")
+
+    sub = verb(
+        "grafana",
+        grafana,
+        "dashboards, alarms and data source for Grafana",
+        "Write the files with which Grafana 11 or newer provisions itself; docs/GRAFANA.md says where they go.\n\n"
+        "  facefleet-bridge grafana --out grafana/           writes them there\n"
+        "  facefleet-bridge grafana --out grafana/ --check   says which of those there are not of this version",
+    )
+    sub.add_argument("--out", type=Path, default=generate.IN_TREE, metavar="DIR", help="bridge/grafana unless given")
+    sub.add_argument("--check", action="store_true", help="write nothing; 1 when something differs")
     return parser
 
 

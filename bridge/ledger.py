@@ -9,7 +9,7 @@ from bridge.copy import Layout, timestamp
 from bridge.letters import dead_letter
 from bridge.rows import DeadLetter, Run
 from bridge.statements import KNOWN_DIGESTS
-from edge.wire import Loss
+from edge.wire import Confirmed, Ended, Loss, Presence, Update
 
 ROW = Layout("qqiqqqqh", tail=1)
 COPY = "COPY batches FROM STDIN (FORMAT binary)"
@@ -52,7 +52,7 @@ def conflicts(connection: Connection, repeats: Sequence[Run], *, since: datetime
 def _row(run: Run, now: datetime) -> bytes:
     batch, received_ms = run.parsed.batch, _ms(run.message.received_at)
     low, high = run.first - batch.first_seq, run.last - batch.first_seq + 1
-    times = (batch.base_ms + event.t_ms for event in batch.events[low:high] if not isinstance(event, Loss))
+    times = (batch.base_ms + _known_ms(event) for event in batch.events[low:high] if not isinstance(event, Loss))
     # One absurd time spoils no lag figure and fits its column.
     newest_ms = max(0, min(max(times, default=received_ms), received_ms))
     fixed = (
@@ -73,3 +73,16 @@ def _differing(run: Run, first_seq: int, digests: bytes) -> Iterator[int]:
 
 def _ms(at: datetime) -> int:
     return int(at.timestamp() * 1000)
+
+
+def _known_ms(event: Confirmed | Update | Ended | Presence) -> int:
+    """Return when a box could first tell of an event: a visit when it ends, a count when its period does.
+
+    Lag is counted from here; counted from an event's own time it would be a visit's length.
+    """
+    match event:
+        case Ended():
+            return event.t_ms + event.dwell_ms
+        case Presence():
+            return event.t_ms + event.period_ms
+    return event.t_ms

@@ -1,8 +1,8 @@
 """When a person is called: about a box, and about the centre itself."""
 
-from bridge.dashboards.model import Alert
+from bridge.dashboards.model import Alert, Kind
 
-BOX = {"site": "text", "box": "text"}
+BOX: dict[str, Kind] = {"site": "text", "box": "text"}
 
 BOXES = (
     Alert(

@@ -14,8 +14,8 @@ from bridge.dashboards.model import SERIES, Alert, Dashboard, Kind, Panel
 
 Chosen = Mapping[str, Sequence[str] | str | None]
 
-# What Grafana can plot, by PostgreSQL's type: int2/4/8, float4/8, numeric; text, varchar; timestamptz. A timestamp without
-# a zone is not among them: Grafana would take it for UTC.
+# What Grafana can plot, by PostgreSQL's type: int2/4/8, float4/8, numeric; text, varchar; timestamptz. A timestamp
+# without a zone is not among them: Grafana would take it for UTC.
 _KINDS: dict[int, Kind] = {
     **dict.fromkeys((20, 21, 23, 700, 701, 1700), "number"),
     **dict.fromkeys((25, 1043), "text"),

@@ -19,12 +19,17 @@ COUNTS = f"""
     UNION ALL
     SELECT bucket, site, box, camera, people * 3600 FROM report.visits_hours
     WHERE $__interval_ms >= 600000 AND $__timeFilter(bucket) AND {CHOSEN}"""
-PER_POINT_S = "CASE WHEN $__interval_ms < 600000 THEN $__interval_ms ELSE greatest($__interval_ms, 3600000) END / 1000.0"
+PER_POINT_S = (
+    "CASE WHEN $__interval_ms < 600000 THEN $__interval_ms ELSE greatest($__interval_ms, 3600000) END / 1000.0"
+)
 POINT = (
     "CASE WHEN $__interval_ms < 600000 THEN $__timeGroup(bucket, '$__interval') "
     "ELSE floor(extract(epoch FROM bucket) / greatest($__interval_ms / 1000, 3600)) "
     "* greatest($__interval_ms / 1000, 3600) END"
 )
+
+# A day begins at its site's midnight; to stand in one column with other sites' it is drawn at that date's 0:00 UTC.
+DAY = "date_trunc('day', bucket + interval '12 hours', 'UTC')"
 
 CAMERA = "site || ' / ' || box || ' / ' || camera"
 BUSIEST = f"""
@@ -151,6 +156,7 @@ GROUP BY 1, 2 ORDER BY 1, 2""",
         w=12,
         h=9,
         decimals=1,
+        least="5m",
     ),
 )
 
@@ -196,8 +202,13 @@ FROM report.visits_hours
 WHERE $__timeFilter(bucket) AND {CHOSEN}
 GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT 200""",
         {
-            "site": "text", "box": "text", "camera": "text", "visits": "number", "mean dwell": "number",
-            "most at once": "number", "people on average": "number",
+            "site": "text",
+            "box": "text",
+            "camera": "text",
+            "visits": "number",
+            "mean dwell": "number",
+            "most at once": "number",
+            "people on average": "number",
         },
         w=12,
         h=9,
@@ -208,7 +219,7 @@ GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT 200""",
         "Visits a day",
         "bars",
         f"""
-SELECT bucket AS "time", site AS metric, sum(visits)::bigint AS visits
+SELECT {DAY} AS "time", site AS metric, sum(visits)::bigint AS visits
 FROM report.visits_days
 WHERE $__timeFilter(bucket) AND {CHOSEN}
 GROUP BY 1, 2 ORDER BY 1, 2""",
@@ -255,10 +266,10 @@ WHO = (
         "Age by day",
         "bars",
         f"""
-SELECT bucket AS "time", label AS metric, sum(visits)::bigint AS visits
+SELECT {DAY} AS "time", label AS metric, sum(visits)::bigint AS visits
 FROM report.attribute_days
 WHERE head = 'age' AND $__timeFilter(bucket) AND {CHOSEN_SITE}
-GROUP BY bucket, label ORDER BY bucket, substring(label FROM '^[0-9]+')::int NULLS LAST, label""",
+GROUP BY 1, 2 ORDER BY 1, substring(label FROM '^[0-9]+')::int NULLS LAST, 2""",
         {"time": "time", "metric": "text", "visits": "number"},
         "Closed days of the chosen sites; labels with fewer than k visits that day are hidden, the others rounded.",
         w=12,
@@ -269,8 +280,10 @@ GROUP BY bucket, label ORDER BY bucket, substring(label FROM '^[0-9]+')::int NUL
     Panel(
         "Why sensitive attributes are on",
         "table",
-        f"SELECT site, box, head, purpose, since FROM report.purposes WHERE {CHOSEN_BOX} ORDER BY 1, 2, 3 LIMIT 500",
-        {"site": "text", "box": "text", "head": "text", "purpose": "text", "since": "time"},
+        f"""
+SELECT site, head, purpose, count(*) AS boxes, min(since) AS since
+FROM report.purposes WHERE {CHOSEN_BOX} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3 LIMIT 500""",
+        {"site": "text", "head": "text", "purpose": "text", "boxes": "number", "since": "time"},
         "Race and emotion are off unless a site writes down its purpose; this is what was written.",
         w=12,
     ),

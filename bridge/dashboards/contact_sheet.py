@@ -7,9 +7,11 @@ writes out-audience.png, out-fleet.png and out-box.png: for looking at what the 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import psycopg
 
 from bridge.dashboards.ask import Answer, ask, first_choice, mistakes, reader, statement
 from bridge.dashboards.generate import DASHBOARDS
-from bridge.dashboards.macros import Range
-from bridge.dashboards.model import Dashboard, Panel, Place, Row, placed
+from bridge.dashboards.macros import Range, seconds
+from bridge.dashboards.model import SERIES, Dashboard, Panel, Place, Row, placed
 
 INK, SOFT, PAPER, CARD, LINE = "#d8d9dd", "#8e9096", "#111217", "#1a1b21", "#2c2e35"
 HUES = ("#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#8ab8ff", "#fade2a", "#96d98d", "#ffa6b0")
@@ -53,6 +55,9 @@ def draw(connection: psycopg.Connection[Any], page: Dashboard, now: datetime, bo
         axes = _card(figure, item, place, high)
         if answer.rows:
             _DRAWN[item.shape](axes, item, answer)
+            if item.shape in SERIES:
+                shown = Range.last(item.since or page.since, now)
+                axes.set_xlim(shown.start.timestamp() / 86400, shown.end.timestamp() / 86400)
         else:
             axes.text(0.5, 0.5, "no data", color=SOFT, ha="center", va="center", fontsize=13)
             _bare(axes)
@@ -81,7 +86,15 @@ def _card(figure: Any, panel: Panel, place: Place, high: float) -> Any:
     figure.text(left + 0.006, bottom + height - title_h * 0.55, panel.title, fontsize=11, color=INK, va="center")
     if panel.since:
         span = f"last {panel.since}"
-        figure.text(left + width - 0.006, bottom + height - title_h * 0.55, span, fontsize=9, color=SOFT, ha="right", va="center")
+        figure.text(
+            left + width - 0.006,
+            bottom + height - title_h * 0.55,
+            span,
+            fontsize=9,
+            color=SOFT,
+            ha="right",
+            va="center",
+        )
     curve = panel.shape in ("lines", "bars", "ranking")
     inset_l, inset_b = (0.62 / WIDTH_IN, 0.52 / (high * UNIT_IN)) if curve else (0.005, 0.08 / (high * UNIT_IN))
     if panel.shape == "ranking":
@@ -112,7 +125,7 @@ def _series(axes: Any, panel: Panel, answer: Answer) -> None:
     curves = _curves(panel, answer)
     seen = sorted({at for points in curves.values() for at in points})
     floor = [0.0] * len(seen)
-    step = min((b - a for a, b in zip(seen, seen[1:], strict=False)), default=3600.0)
+    step = min((b - a for a, b in pairwise(seen)), default=max(seconds(panel.least), 120.0))
     days = [at / 86400 for at in seen]
     for i, (name, points) in enumerate(curves.items()):
         colour = NAMED.get(panel.colours.get(name, ""), HUES[i % len(HUES)])
@@ -136,9 +149,15 @@ def _series(axes: Any, panel: Panel, answer: Answer) -> None:
     locator = dates.AutoDateLocator(minticks=3, maxticks=7)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, show_offset=False))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, panel.unit, 0 if value == int(value) else 1)))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=panel.shape == "bars"))
+    ticks = [tick for tick in axes.get_yticks() if tick > 0]
+    digits = 0 if all(tick == int(tick) for tick in ticks) else 1 if ticks[0] >= 0.1 else 3
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, panel.unit, digits)))
     columns = 4 if max(map(len, curves), default=0) < 16 else max(1, round(panel.w / 5))
+    box, lines = axes.get_position(), math.ceil(len(curves) / columns)
+    if lines > 1:  # make room for what hangs below
+        room = (lines - 1) * 0.16 / axes.figure.get_figheight()
+        axes.set_position((box.x0, box.y0 + room, box.width, box.height - room))
     axes.legend(
         loc="upper left", bbox_to_anchor=(-0.05, -0.09), ncols=columns, fontsize=8, frameon=False, labelcolor=SOFT,
         handlelength=1, borderaxespad=0, columnspacing=1.0, labelspacing=0.2,
@@ -168,11 +187,15 @@ def _pie(axes: Any, panel: Panel, answer: Answer) -> None:
         wedgeprops={"width": 0.42, "edgecolor": CARD},
     )[0]  # fmt: skip
     named = [f"{name}   {written(value, 'short', 0)}   {value / total:.0%}" for name, value in rows]
+    narrow = panel.w < 6
     axes.legend(
-        wedges, named, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False, labelcolor=SOFT,
-        handlelength=0.8, handleheight=0.8,
+        wedges, named, fontsize=8.5, frameon=False, labelcolor=SOFT, handlelength=0.8, handleheight=0.8,
+        loc="upper center" if narrow else "center left", bbox_to_anchor=(0.5, 0.02) if narrow else (1.0, 0.5),
     )  # fmt: skip
-    axes.set_anchor("W")
+    if narrow:
+        box = axes.get_position()
+        axes.set_position((box.x0, box.y0 + box.height * 0.25, box.width, box.height * 0.72))
+    axes.set_anchor("C" if narrow else "W")
 
 
 def _stat(axes: Any, panel: Panel, answer: Answer) -> None:
@@ -201,10 +224,12 @@ def _step(panel: Panel, value: Any) -> str:
 def _table(axes: Any, panel: Panel, answer: Answer) -> None:
     _bare(axes)
     most = min(MOST_ROWS, int(panel.h * UNIT_IN / 0.235) - 2)
-    rows = [[_cell(panel, name, value) for name, value in zip(answer.names, row, strict=True)] for row in answer.rows[:most]]
+    rows = [
+        [_cell(panel, name, value) for name, value in zip(answer.names, row, strict=True)] for row in answer.rows[:most]
+    ]
     widths = [max(len(name), *(len(row[i]) for row in rows)) + 2 for i, name in enumerate(answer.names)]
     room = panel.w * WIDTH_IN / 24 * 12.5  # characters that fit
-    widths = [min(width, max(8, room * 0.45)) for width in widths]
+    widths = [min(width, max(8, int(room * 0.45))) for width in widths]
     scale = max(1.0, sum(widths) / room)
     lines = max(most, 1) + 1
     left = 0.0
@@ -232,7 +257,7 @@ def _heat(axes: Any, panel: Panel, answer: Answer) -> None:
     top = max(map(max, values)) or 1
     for y, row in enumerate(values):
         for x, value in enumerate(row):
-            ink = "#1a1b21" if value > 0.7 * top else INK
+            ink = "#1a1b21" if value > 0.5 * top else INK
             axes.text(x + 0.5, y + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=9, color=ink)
     axes.set_yticks([y + 0.5 for y in range(len(days))], days)
     axes.set_xticks([x + 0.5 for x in range(len(hours))], hours)
@@ -292,9 +317,9 @@ def written(value: Any, unit: str, decimals: int | None = None) -> str:
                 return f"{number / size:.1f} {name}"
     if unit in ("s", "ms", "d", "celsius"):
         return f"{number:.{digits}f} {'°C' if unit == 'celsius' else unit}"
-    for name, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size and (unit == "decbytes" or size > 1e3 or abs(number) >= 1e4):
-            return f"{number / size:.1f} {name}{'B' if unit == 'decbytes' else ''}"
+    for name, thousands in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= thousands and (unit == "decbytes" or thousands > 1e3 or abs(number) >= 1e4):
+            return f"{number / thousands:.1f} {name}{'B' if unit == 'decbytes' else ''}"
     text = f"{number:.0f}" if number == int(number) else f"{number:.{max(digits, 1)}f}"
     return text + (" B" if unit == "decbytes" else "")
 

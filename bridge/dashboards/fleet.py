@@ -1,7 +1,7 @@
 """The Fleet dashboard: which boxes live, what they do, what they lose, what runs on them; and the centre itself."""
 
 from bridge.dashboards.audience import CHOSEN_BOX, CHOSEN_SITE
-from bridge.dashboards.model import AMBER, BLUE, GREEN, GREY, RED, Dashboard, Panel, Row, Variable
+from bridge.dashboards.model import AMBER, GREEN, GREY, RED, Dashboard, Panel, Row, Variable
 
 STATUS = {"online": GREEN, "stale": AMBER, "offline": RED, "silent": GREY}
 GOLDEN = {"ok": GREEN}
@@ -129,7 +129,6 @@ SELECT coalesce(state, 'never heard') AS state, count(*) AS cameras, max(frame_a
 FROM report.camera_status WHERE {CHOSEN_BOX} GROUP BY 1 ORDER BY 2 DESC, 1""",
         {"state": "text", "cameras": "number", "oldest frame": "number", "reconnects": "number", "dropped": "number"},
         units={"oldest frame": "s"},
-        h=4,
         colours={"streaming": GREEN, "reconnecting": RED, "opening": AMBER, "ended": GREY, "never heard": GREY},
     ),
     Panel(

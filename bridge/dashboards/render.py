@@ -112,7 +112,9 @@ def _overrides(panel: Panel) -> list[Json]:
             for name, colour in panel.colours.items()
         ]
     if panel.shape == "table":
-        coloured = [name for name, kind in panel.columns.items() if kind == "text" and name in ("status", "state", "golden")]
+        coloured = [
+            name for name, kind in panel.columns.items() if kind == "text" and name in ("status", "state", "golden")
+        ]
         overrides += [_override(name, {"custom.cellOptions": {"type": "color-text"}}) for name in coloured]
     if panel.shape == "heat":
         overrides.append(_override("day", {"custom.cellOptions": {"type": "auto"}}))

@@ -85,7 +85,8 @@ def seed(dsn: str, now: datetime) -> None:
     rng = random.Random(1)
     with psycopg.connect(dsn) as connection:  # what an operator does before the first box is switched on
         connection.execute(
-            "INSERT INTO facefleet.sites (name, timezone) VALUES ('berlin', 'Europe/Berlin'), ('lisbon', 'Europe/Lisbon')"
+            "INSERT INTO facefleet.sites (name, timezone) "
+            "VALUES ('berlin', 'Europe/Berlin'), ('lisbon', 'Europe/Lisbon')"
         )
         connection.execute(
             "INSERT INTO facefleet.boxes (site_id, name) SELECT site_id, 'silent-1' FROM facefleet.sites "
@@ -163,7 +164,9 @@ def messages(box: Seen, rng: random.Random, now: datetime) -> list[tuple[datetim
             people = rng.gammavariate(2, box.visitors * crowd(at) * 28 / 3600 / 2)
             entered = int(box.visitors * crowd(at) / 60)
             most = math.ceil(people)
-            events.append((at + timedelta(minutes=1), Presence(camera, ms(at), 60_000, most, int(people * 60_000), entered)))
+            events.append(
+                (at + timedelta(minutes=1), Presence(camera, ms(at), 60_000, most, int(people * 60_000), entered))
+            )
         for _ in range(rng.randrange(1, 4)):
             track += 1
             seen = now - timedelta(seconds=80)
@@ -236,7 +239,8 @@ def health(box: Seen, rng: random.Random, at: datetime, age_min: int) -> Health:
         {"yolov10n-face-320": FALLEN if box.trouble else DETECTOR, "age-student": DETECTOR},
         ack_age_s=rng.uniform(0, 8), outbox_events=waiting, outbox_bytes=waiting * 60, outbox_oldest_s=waiting / 10,
         outbox_fill=0.86 if box.trouble else 0.02 + rng.uniform(0, 0.01),
-        refused={"buffer": 1440 - age_min} if box.trouble else {}, losses={"size": 250, "age": 40} if box.trouble else {},
+        refused={"buffer": 1440 - age_min} if box.trouble else {},
+        losses={"size": 250, "age": 40} if box.trouble else {},
         publisher="connected", boot="boot-1", reboots=3 + (age_min < 200 and box.trouble),
         temperature_c=46 + 14 * busy + rng.gauss(0, 0.4) + (18 if box.trouble else 0), throttled=box.trouble,
         disk_free_bytes=300_000_000 if box.trouble else 21_000_000_000 - 2_000_000 * (1440 - age_min),
