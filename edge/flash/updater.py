@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge.box.status import BoxStatus, boottime_s, read_status
 from edge.config import LoadedConfig, load_box
-from edge.errors import EdgeError, FlashError
+from edge.errors import ConfigError, EdgeError, FlashError
 from edge.flash.archive import Head, damaged, read_head, unpack
 from edge.flash.manifest import ANY_CLASS, CONFIG, Manifest, read_manifest
 from edge.flash.portable import slot_secrets
@@ -210,10 +211,25 @@ class Updater:
         write_new(folder / "manifest.sig", f"{head.key_id} {head.signature.hex()}\n".encode())
         unpack(head, parcel.bundle, folder, progress=self.progress, at=lambda name: self.at(Step.STAGE, name))
         self.at(Step.SECRETS, slot)
-        self._store_secrets(folder, load_box(folder / CONFIG), parcel.secrets)
+        self._store_secrets(folder, self._understood(folder / CONFIG, head.manifest), parcel.secrets)
         sync_tree(folder)
         self.at(Step.SEAL, slot)
         self.slots.seal(slot)
+
+    @staticmethod
+    def _understood(path: Path, manifest: Manifest) -> LoadedConfig:
+        """Load a staged config; a desk may be ahead of the software of a box."""
+        try:
+            config = load_box(path)
+        except ConfigError as error:
+            raise FlashError(
+                f"facefleet {version('facefleet')} here does not understand the config: {error}"
+            ) from error
+        if (config.box.site, config.box.box) != (manifest.site, manifest.box):
+            raise FlashError(
+                f"config says {config.box.site}/{config.box.box}, its bundle {manifest.site}/{manifest.box}"
+            )
+        return config
 
     def _store_secrets(self, folder: Path, config: LoadedConfig, sent: Mapping[str, bytes]) -> None:
         """Write the secrets the config names: those that were sent, else those of the slot that runs."""
