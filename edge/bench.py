@@ -93,9 +93,7 @@ def bench(args: argparse.Namespace) -> int:
         with console.status("making the scene …") as status:
             clips = {args.clip.name: args.clip} if args.clip else made_clips(config, Path(folder))
             results = measure_all(config, clips, Path(folder), args.seconds, args.rounds, status.update)
-    console.print(table(results, config))
-    for line in remarks(results):
-        console.print(line)
+    show(results, config, console)
     return 0
 
 
@@ -175,22 +173,30 @@ def measured(
     return msgspec.json.decode(done.stdout, type=Report)
 
 
-def table(results: Sequence[Measured], config: LoadedConfig) -> Table:
-    """Lay the figures out: a column per clip and detector."""
-    heads = ", ".join(head.name for head in config.box.heads) or "no heads"
-    rounds = results[0].warm.rounds
-    caption = (
+def show(results: Sequence[Measured], config: LoadedConfig, console: Console) -> None:
+    """Print a table per detector, what its figures mean, and how they stand to what we aim at."""
+    for detector in dict.fromkeys(result.detector for result in results):
+        console.print(table([result for result in results if result.detector == detector]))
+    heads = ", ".join(head.name for head in config.box.heads) or "none"
+    console.print(
         f"{facts.cpu_name()}, {os.cpu_count()} cores; heads: {heads}; every frame searched; median (range) of "
-        f"{len(rounds)} rounds. CPU is processor time of all threads; inference alone: the same inferences repeated "
-        f"with nothing between them."
+        f"{len(results[0].warm.rounds)} rounds. CPU is processor time of all threads; inference alone: the very same "
+        f"inferences, students' included, repeated with nothing between them."
     )
-    table = Table(title="One camera, one clip: ms a frame", caption=caption, caption_justify="left")
+    for line in remarks(results):
+        console.print(line)
+
+
+def table(results: Sequence[Measured]) -> Table:
+    """Lay out one detector's figures, a column per clip."""
+    first = results[0]
+    table = Table(title=f"{first.detector} on {first.warm.runs_on[first.detector]}: ms a frame")
     table.add_column("stage")
     for result in results:
-        table.add_column(f"{result.clip}\n{result.detector}", justify="right")
+        table.add_column(result.clip, justify="right")
     for stage, label in STAGES.items():
-        table.add_row(label, *(_of(r, lambda x, s=stage: 1000 * x.stage_s[s] / x.frames, "7.3f") for r in results))  # type: ignore[misc]
-    table.add_row("all", *(_of(r, lambda x: 1000 * x.wall_s / x.frames, "7.2f") for r in results), end_section=True)
+        table.add_row(label, *(_stage_ms(result, stage) for result in results))
+    table.add_row("all", *(_of(r, lambda x: 1000 * x.wall_s / x.frames, ".2f") for r in results), end_section=True)
     for label, figure, form in FIGURES:
         table.add_row(label, *(_of(r, figure, form, spread=True) for r in results))
     table.add_row(
@@ -198,7 +204,6 @@ def table(results: Sequence[Measured], config: LoadedConfig) -> Table:
     )
     table.add_row("start, cold cache", *(f"{r.cold.start_s:.2f} s" for r in results))
     table.add_row("start, warm cache", *(f"{r.warm.start_s:.2f} s" for r in results))
-    table.add_row("runs on", *(r.warm.runs_on[r.detector] for r in results))
     return table
 
 
@@ -233,6 +238,10 @@ def remarks(results: Sequence[Measured]) -> list[str]:
 def _aim(what: str, found: float, aim: float, form: str, unit: str) -> str:
     verdict = "met" if found <= aim else "[bold]missed[/bold]"
     return f"{what}: {found:{form}}{unit}, aim ≤ {aim:{form}}{unit}: {verdict}"
+
+
+def _stage_ms(result: Measured, stage: str) -> str:
+    return _of(result, lambda r: 1000 * r.stage_s[stage] / r.frames, ".3f")
 
 
 def _of(result: Measured, figure: Callable[[Round], float], form: str, *, spread: bool = False) -> str:

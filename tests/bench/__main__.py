@@ -26,7 +26,7 @@ PARTS = {
         "tests.bench.bridge_store",
         quick=("--events", "4000", "--boxes", "8", "--per-write", "20"),
     ),
-    "pipeline": Part("The pipeline, stage by stage", "edge.cli", ("bench",), ("--seconds", "2", "--rounds", "1")),
+    "pipeline": Part("The pipeline, stage by stage", "tests.bench.pipeline", quick=("--seconds", "2", "--rounds", "1")),
     "peers": Part(
         "Beside the usual loop",
         "tests.bench.peers",

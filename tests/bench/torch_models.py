@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from converters.evaluate_classifier import load_student
 from converters.nets.yolov10 import Exported, load_weights
-from edge.models.bundle import Bundle
+from edge.models.bundle import MANIFEST, Bundle, load_bundle
 from edge.models.manifest import Input
 from edge.models.preprocess import to_tensor
 from edge.models.runtime import Loaded
@@ -31,14 +32,36 @@ class TorchRuntime:
 
 
 def in_torch(models: Mapping[str, Loaded]) -> dict[str, Loaded] | None:
-    """Return the same bundles run by PyTorch, or None where one has no checkpoint of ours."""
-    if any("checkpoint" not in loaded.bundle.manifest.files for loaded in models.values()):
+    """Return the same bundles run by PyTorch, or None where the float weights of one are not here."""
+    weights = {name: checkpoint(loaded.bundle) for name, loaded in models.items()}
+    if None in weights.values():
         return None
-    return {name: replace(loaded, runtime=_runtime(loaded.bundle)) for name, loaded in models.items()}
+    return {
+        name: replace(loaded, runtime=_runtime(loaded.bundle, path))
+        for name, loaded in models.items()
+        if (path := weights[name]) is not None
+    }
 
 
-def _runtime(bundle: Bundle) -> TorchRuntime:
-    source, path = bundle.manifest.input, bundle.path("checkpoint")
+def checkpoint(bundle: Bundle) -> Path | None:
+    """Return the float weights of a bundle, or of a bundle beside it with the same network for another input size."""
+    for folder in (bundle.folder, *sorted(bundle.folder.parent.iterdir())):
+        if not (folder / MANIFEST).is_file():
+            continue
+        other = load_bundle(folder, verify=False)
+        if folder != bundle.folder and (bundle.manifest.task != "detector" or not _alike(other, bundle)):
+            continue  # students of one architecture differ in their labels
+        if "checkpoint" in other.manifest.files:
+            return other.path("checkpoint")
+    return None
+
+
+def _alike(one: Bundle, other: Bundle) -> bool:
+    return one.manifest.architecture == other.manifest.architecture and one.manifest.task == other.manifest.task
+
+
+def _runtime(bundle: Bundle, path: Path) -> TorchRuntime:
+    source = bundle.manifest.input
     if bundle.manifest.task == "classifier":
         return TorchRuntime(load_student(path).fused(), source)
     return TorchRuntime(Exported(load_weights(path).eval().fuse(), source.width, source.height), source)

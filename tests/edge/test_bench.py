@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from edge.assembly import load_models
-from edge.bench import FIGURES, SHIPPED, STAGES, bench, made_clips, measure_all, ratio, table
+from edge.bench import FIGURES, SHIPPED, STAGES, bench, made_clips, measure_all, ratio, show
 from edge.box.made_scene import Scene, golden_face
 from edge.box.measurement import Rig, prepared
 from edge.config import LoadedConfig, load_box
@@ -62,7 +62,7 @@ def test_table_has_every_stage_and_every_figure_can_be_one(tmp_path: Path, confi
     assert 0 < report.start_s < 120
     assert 0 < results[0].cold.start_s < 120
     shown = StringIO()
-    Console(file=shown, width=120).print(table(results, config))
+    show(results, config, Console(file=shown, width=120))
     for row in (*STAGES.values(), *(label for label, _, _ in FIGURES), "RSS now, peak", "start, warm cache"):
         assert row in shown.getvalue()
 
