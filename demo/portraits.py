@@ -115,7 +115,7 @@ def cutout(look: Look) -> Cutout:
     image = _read(portrait)
     image = _dress(image, portrait, look.suit_shift)
     alpha = _mask(portrait.outline, image.shape[:2])
-    image = cv2.copyMakeBorder(image, 0, EXTEND_PX, 0, 0, cv2.BORDER_REFLECT_101).astype(np.uint8)
+    image = np.vstack([image, _cloth(image)])
     alpha = cv2.copyMakeBorder(alpha, 0, EXTEND_PX, 0, 0, cv2.BORDER_REPLICATE).astype(np.float32)
     gains = look.gain * np.array([1 - look.warmth, 1.0, 1 + look.warmth], dtype=np.float32)
     bgr = np.clip(image.astype(np.float32) * gains, 0, 255) * alpha[..., None]
@@ -149,6 +149,7 @@ def _mask(outline: tuple[Point, ...], shape: tuple[int, ...]) -> NDArray[np.floa
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [np.array(outline, np.int32)], 255, cv2.LINE_AA)
     mask = np.asarray(cv2.erode(mask, np.ones((3, 3), np.uint8), borderValue=255), dtype=np.uint8)
+    mask[-4:] = mask[-5]  # the outline's lower edge is no edge: the clothes go on
     soft = cv2.GaussianBlur(mask, (0, 0), FEATHER_PX, borderType=cv2.BORDER_REPLICATE)
     return np.asarray(soft, dtype=np.float32) / np.float32(255)
 
@@ -165,6 +166,12 @@ def _dress(image: NDArray[np.uint8], portrait: Portrait, shift: int) -> NDArray[
     hsv[..., 0] = (hsv[..., 0].astype(np.int16) + shift) % 180
     turned = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), dtype=np.float32)
     return np.asarray(turned * weight + image * (1 - weight), dtype=np.float32).round().astype(np.uint8)
+
+
+def _cloth(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return what goes on below the portrait: the colours of its lowest part, without buttons or badges."""
+    row = cv2.GaussianBlur(np.median(image[-90:], axis=0, keepdims=True).astype(np.float32), (0, 0), 5.0)
+    return np.repeat(np.asarray(row, dtype=np.float32).round().astype(np.uint8), EXTEND_PX, axis=0)
 
 
 def _pyramid(bgra: NDArray[np.uint8], levels: int = 4) -> tuple[NDArray[np.uint8], ...]:
