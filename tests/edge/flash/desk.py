@@ -1,4 +1,4 @@
-"""An integrator's desk for tests: configs, models that are only bytes, keys, bundles; and boxes that are only a file."""
+"""An integrator's desk for tests: keys, configs, models that are only bytes; and boxes that are only a file."""
 
 import json
 import os
