@@ -51,6 +51,9 @@ class Letterbox:
 
     Bilinear, also when shrinking: 0.3 ms for 1080p to 640, against 1.9 ms for area averaging (720p: both 0.16 ms,
     one thread); networks are trained and calibrated through this class, so they know the aliasing.
+
+    Where both sides shrink by an odd whole number, 1080p to 640 among them, the bilinear pixel is the middle one of
+    its square and nothing else: picked straight, it is the same to the bit and takes two thirds of the time.
     """
 
     def __init__(self, width: int, height: int, fit: Literal["letterbox", "stretch"] = "letterbox") -> None:
@@ -58,6 +61,7 @@ class Letterbox:
         self.buffer: NDArray[np.uint8] = np.full((1, height, width, 3), PADDING, np.uint8)
         self.placement = place((width, height), (width, height), fit)
         self._frame_wh = (width, height)
+        self._how = cv2.INTER_LINEAR
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Draw a (H, W, 3) uint8 frame; return the (1, height, width, 3) buffer, valid until the next call."""
@@ -66,7 +70,14 @@ class Letterbox:
             self.placement = place(frame_wh, (self.buffer.shape[2], self.buffer.shape[1]), self.fit)
             self.buffer[:] = PADDING
             self._frame_wh = frame_wh
+            self._how = cv2.INTER_NEAREST_EXACT if _shrinks_oddly(frame_wh, self.placement) else cv2.INTER_LINEAR
         p = self.placement
         target = self.buffer[0, p.top : p.top + p.height, p.left : p.left + p.width]
-        cv2.resize(frame, (p.width, p.height), dst=target, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(frame, (p.width, p.height), dst=target, interpolation=self._how)
         return self.buffer
+
+
+def _shrinks_oddly(frame_wh: tuple[int, int], placed: Placement) -> bool:
+    """Tell whether both sides shrink by an odd whole number."""
+    sides = zip(frame_wh, (placed.width, placed.height), strict=True)
+    return all(old % new == 0 and old // new % 2 == 1 for old, new in sides)

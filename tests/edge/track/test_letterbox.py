@@ -1,5 +1,6 @@
 """The letterbox and its way back, as a table of frame sizes."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -57,3 +58,17 @@ def test_buffer_is_reused_and_a_new_resolution_leaves_nothing_of_the_old():
     again = letterbox(np.full((90, 160, 3), 255, np.uint8))
     assert (again[0, 0] == PADDING).all()
     assert (again[0, 32] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("frame_wh", "size"),
+    [((1920, 1080), 640), ((960, 540), 320), ((320, 320), 64), ((640, 360), 640), ((200, 600), 200)],
+)
+def test_pixels_picked_straight_are_the_bilinear_ones(frame_wh, size):
+    """A side that shrinks by 1, 3, 5 … has a middle pixel, which is all that bilinear interpolation looks at."""
+    frame = np.random.default_rng(0).integers(0, 256, (*frame_wh[::-1], 3), np.uint8)
+    letterbox = Letterbox(size, size)
+    drawn = letterbox(frame)[0]
+    p = letterbox.placement
+    expected = cv2.resize(frame, (p.width, p.height), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(drawn[p.top : p.top + p.height, p.left : p.left + p.width], expected)
