@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from converters.data_detection import Sample, face_mask, fairface, mik1i_negatives, yolo_folder
+from converters.data_detection import Sample, face_mask, fairface, london, mik1i_negatives, yolo_folder
 from converters.errors import ConvertError
 from converters.nets.yolov10 import Exported, YOLOv10, load_weights
 from converters.package import open_runtimes
@@ -214,6 +214,7 @@ SETS: dict[str, Callable[[Path], Iterable[Sample]]] = {
     "face_mask/test": lambda data: face_mask(data, "test"),
     "face_mask/val": lambda data: face_mask(data, "val"),
     "fairface": fairface,
+    "london": london,
     "mik1i/negatives": mik1i_negatives,
 }
 
@@ -256,7 +257,7 @@ def show(table: Mapping[str, Mapping[str, Report]], console: Console) -> None:
     console.print(grid)
 
 
-REPORTED = ("face_mask/test", "fairface", "mik1i/negatives")
+REPORTED = ("face_mask/test", "fairface", "london", "mik1i/negatives")
 
 
 def evaluate(bundle: Bundle, args: argparse.Namespace) -> int:
