@@ -12,7 +12,7 @@ from typing import Any
 from bridge.child import Child, Program
 
 
-def centre(data: Path, port: int, log: Path, ready_file: Path) -> Child:
+def centre(data: Path, port: int, log: Path, ready_file: Path, *, broker: str | None = None) -> Child:
     """Return `facefleet-bridge local` as a child that can be started again on the same data and port.
 
     Args:
@@ -20,9 +20,11 @@ def centre(data: Path, port: int, log: Path, ready_file: Path) -> Child:
         port: Of the broker.
         log: What it says goes here.
         ready_file: Where it writes one line of JSON once events can flow.
+        broker: Which one; None takes the better that is installed.
     """
     argv = [sys.executable, "-m", "bridge.cli", "local", "--data", str(data), "--port", str(port)]
     argv += ["--ready-file", str(ready_file)]
+    argv += ["--broker", broker] if broker else []
 
     def ready() -> bool:
         told = read_ready(ready_file)

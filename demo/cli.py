@@ -49,6 +49,7 @@ def _demo(options: argparse.Namespace) -> int:
         out=options.out or Path("out/demo"),
         page_port=options.port,
         broker_port=options.broker_port,
+        broker=options.broker,
     )
     return run(asked, Console())
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
     parser.add_argument("--out", type=Path, metavar="PATH", help="folder of the results (out/demo); file of the clip")
     parser.add_argument("--port", type=_port, metavar="N", help="of the live page (8088, or a free one)")
+    parser.add_argument("--broker", choices=("mosquitto", "amqtt"), help="Mosquitto where it is installed, else amqtt")
     parser.add_argument("--broker-port", type=_port, metavar="N", help="of the MQTT broker (a free one)")
     return parser
 

@@ -46,6 +46,7 @@ class Options:
         out: Folder of the results.
         page_port: Of the live page; None takes 8088, or a free one where that is taken.
         broker_port: None takes a free one.
+        broker: "mosquitto" or "amqtt"; None takes Mosquitto where it is installed.
     """
 
     source: str | None
@@ -54,6 +55,7 @@ class Options:
     out: Path
     page_port: int | None = None
     broker_port: int | None = None
+    broker: str | None = None
 
 
 def run(options: Options, console: Console) -> int:
@@ -109,7 +111,7 @@ class Demo:
     @contextmanager
     def centre(self, folder: Path, port: int) -> Iterator[None]:
         """Run broker, PostgreSQL and bridge, and stop them in the end."""
-        child = centre(folder / "centre", port, self.out / "bridge.log", self._ready_file)
+        child = centre(folder / "centre", port, self.out / "bridge.log", self._ready_file, broker=self.options.broker)
         began_s = time.monotonic()
         with self.console.status("starting PostgreSQL, broker and bridge …"):
             try:
@@ -134,8 +136,6 @@ class Demo:
             self.console.print("interrupted before there was anything to watch")
             return INTERRUPTED
         self.console.print(f"  live page   [bold]{self.page}[/bold]", highlight=False)
-        if self.options.seconds is not None:
-            self._deadline_s = time.monotonic() + self.options.seconds
         code, told = self._pass(first=True), False
         while code == OK and self.options.keep and not self._over():
             if not told:
@@ -236,13 +236,14 @@ class Demo:
         return self.stop.is_set() or (self._deadline_s is not None and time.monotonic() >= self._deadline_s)
 
     def _total(self) -> float | None:
-        if self.subject.live:
-            return self.options.seconds
-        return self.subject.duration_s
+        lengths = [s for s in (self.options.seconds, self.subject.duration_s) if s is not None]
+        return min(lengths, default=None)
 
     def _show(self, progress: Progress, task: TaskID, news: dict[str, Any]) -> None:
         if "media_s" not in news:
             return
+        if self._deadline_s is None and self.options.seconds is not None:
+            self._deadline_s = time.monotonic() + self.options.seconds  # starting up is not on the user's time
         detail = f"{news['people']} here, {news['visits']} visit{'s' if news['visits'] != 1 else ''}"
         what = "ending, waiting for the last acknowledgement" if self._over() else "watching"
         progress.update(task, completed=news["media_s"], description=what, detail=detail)
@@ -254,7 +255,7 @@ class Demo:
             TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
         )
-        return Progress(*columns, console=self.console, transient=True)
+        return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     def _done(self, what: str, how: str) -> None:
         self.console.print(f"  [green]✓[/green] {what}  [dim]{how}[/dim]", highlight=False)
