@@ -84,6 +84,8 @@ def mistakes(asked: Panel | Alert, answer: Answer) -> list[str]:
     for (name, kind), given in zip(asked.columns.items(), answer.types, strict=True):
         if given != kind and not (name == "time" and given == "number"):  # epoch seconds are a time to Grafana
             found.append(f"column {name} is {given}, expected {kind}")
+    if found:
+        return found
     if not answer.rows:
         found.append("no rows")
     for name, kind in asked.columns.items():

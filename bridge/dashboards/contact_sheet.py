@@ -59,8 +59,7 @@ def draw(connection: psycopg.Connection[Any], page: Dashboard, now: datetime, bo
                 shown = Range.last(item.since or page.since, now)
                 axes.set_xlim(shown.start.timestamp() / 86400, shown.end.timestamp() / 86400)
         else:
-            axes.text(0.5, 0.5, "no data", color=SOFT, ha="center", va="center", fontsize=13)
-            _bare(axes)
+            _nothing(axes)
     figure.savefig(path, facecolor=PAPER)
     return wrong
 
@@ -113,6 +112,11 @@ def _bare(axes: Any) -> None:
     axes.set_yticks([])
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
+
+
+def _nothing(axes: Any) -> None:
+    _bare(axes)
+    axes.text(0.5, 0.5, "no data", color=SOFT, ha="center", va="center", fontsize=13)
 
 
 # Shapes ---------------------------------------------------------------------------------------------------------------
@@ -180,7 +184,10 @@ def _curves(panel: Panel, answer: Answer) -> dict[str, dict[float, float | None]
 
 def _pie(axes: Any, panel: Panel, answer: Answer) -> None:
     rows = [(str(name), float(value)) for name, value in answer.rows]
-    total = sum(value for _, value in rows) or 1
+    total = sum(value for _, value in rows)
+    if not total:
+        _nothing(axes)
+        return
     hues = [NAMED.get(panel.colours.get(name, ""), HUES[i % len(HUES)]) for i, (name, _) in enumerate(rows)]
     wedges = axes.pie(
         [value for _, value in rows], colors=hues, startangle=90, counterclock=False, radius=1.05,

@@ -11,7 +11,7 @@ from bridge.local import LOCAL_DATABASE
 GOOD = "id: centre\ndsn: {dsn}\n"
 
 
-@pytest.mark.parametrize("verb", ["run", "local", "migrate", "dead-letters"])
+@pytest.mark.parametrize("verb", ["run", "local", "migrate", "dead-letters", "grafana"])
 def test_help_of_every_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     assert f"  facefleet-bridge {verb}" in capsys.readouterr().out
@@ -20,7 +20,7 @@ def test_help_of_every_verb_shows_an_example(verb: str, capsys: pytest.CaptureFi
 def test_help_names_every_verb_and_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(verb in said for verb in ("run", "local", "migrate", "dead-letters"))
+    assert all(verb in said for verb in ("run", "local", "migrate", "dead-letters", "grafana"))
     assert "Begin with: facefleet-bridge local" in said
 
 
