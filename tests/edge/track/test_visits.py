@@ -50,7 +50,7 @@ class Street:
         return [e for e in self.events if isinstance(e, kind)]
 
 
-def test_a_visit_is_announced_once_and_closed_once() -> None:
+def test_p33_a_visit_is_announced_once_and_closed_once() -> None:
     street = Street().frames(5).frames(20, [1]).frames(1)
     [confirmed], [ended] = street.of(Confirmed), street.of(Ended)
     assert isinstance(confirmed, Confirmed)
@@ -85,7 +85,7 @@ def test_a_lost_track_ends_when_it_was_last_seen() -> None:
     assert ended.dwell_ms == 900
 
 
-def test_updates_come_at_most_once_a_minute() -> None:
+def test_p33_updates_come_at_most_once_a_minute() -> None:
     street = Street().frames(5).frames(1500, [1])
     updates = street.of(Update)
     assert len(updates) == 2
@@ -116,7 +116,7 @@ def test_closing_ends_everything_with_the_reason_given() -> None:
     assert len(street.visits) == 0
 
 
-def test_presence_counts_people_and_their_time_on_the_grid() -> None:
+def test_p34_presence_counts_people_and_their_time_on_the_grid() -> None:
     street = Street(presence_s=10.0).frames(50).frames(50, [1, 2]).frames(101, [1])
     first, second = (e for e in street.of(Presence) if isinstance(e, Presence))
     assert (first.t_ms, first.period_ms, first.most, first.entered) == (1_000_000, 10_000, 2, 2)
@@ -124,7 +124,7 @@ def test_presence_counts_people_and_their_time_on_the_grid() -> None:
     assert (second.t_ms, second.most, second.entered) == (1_010_000, 1, 0)
 
 
-def test_an_empty_street_is_counted_too() -> None:
+def test_p34_an_empty_street_is_counted_too() -> None:
     street = Street(presence_s=10.0).frames(101)
     [slot] = street.of(Presence)
     assert isinstance(slot, Presence)
@@ -138,7 +138,7 @@ def test_a_slot_without_frames_says_nothing() -> None:
     assert [e.t_ms for e in street.of(Presence) if isinstance(e, Presence)] == [1_000_000]
 
 
-def test_the_grid_is_where_the_clock_puts_it() -> None:
+def test_p34_the_grid_is_where_the_clock_puts_it() -> None:
     street = Street(presence_s=10.0, grid_s=3.0).frames(200)
     assert [e.t_ms for e in street.of(Presence) if isinstance(e, Presence)] == [993_000, 1_003_000]
 
