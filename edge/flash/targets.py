@@ -174,7 +174,7 @@ class SshTarget:
             return last.result, last.report
         if last.error:
             raise FlashError(f"{self.host} refused it: {last.error}")
-        if last.step and code == SSH_FAILED:
+        if last.step and (code == SSH_FAILED or code < 0):
             return self._await(say)
         raise self._failed(code, b"".join(errors).decode(errors="replace"))
 
