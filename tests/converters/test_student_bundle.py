@@ -76,5 +76,5 @@ def test_shipped_head_loses_little_in_int8(head: str) -> None:
             right[line.artefact] = right.get(line.artefact, 0) + line.value * line.images
             faces_seen[line.artefact] = faces_seen.get(line.artefact, 0) + line.images
     share = {artefact: right[artefact] / faces_seen[artefact] for artefact in right}
-    assert share["int8_openvino"] >= share["fp32"] - 0.01
-    assert share["int8_onnx"] >= share["fp32"] - 0.01
+    assert share["int8_openvino"] >= share["fp32"] - 0.003
+    assert share["int8_onnx"] >= share["fp32"] - 0.003
