@@ -93,9 +93,7 @@ class Slots:
                 if not stat.S_ISDIR(folder.lstat().st_mode) and folder is not self.root:
                     raise FlashError(f"{folder} is a link, expected a folder; someone put it there: look into it")
         except OSError as error:
-            raise FlashError(
-                f"{self.root} cannot be written ({error.strerror}); is the disk mounted read-only, or are you not root?"
-            ) from error
+            raise self._not_writable(error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -105,12 +103,21 @@ class Slots:
             FlashError: another one is at work.
         """
         self.prepare()
-        with (self.root / "flash.lock").open("ab") as file:
+        try:
+            file = (self.root / "flash.lock").open("ab")
+        except OSError as error:
+            raise self._not_writable(error) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise BusyError(f"{self.root}: another update is at work; wait for it to end") from error
             yield
+
+    def _not_writable(self, error: OSError) -> FlashError:
+        return FlashError(
+            f"{self.root} cannot be written ({error.strerror}); is the disk mounted read-only, or are you not root?"
+        )
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
