@@ -64,13 +64,15 @@ $(STAMP): pyproject.toml
 	touch $@
 
 # Real servers that tests start where they are installed. Never needed, never a reason to fail; RUNLEVEL keeps Debian
-# from starting Mosquitto as a service.
-DEBIAN := mosquitto python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+# from starting Mosquitto and sshd as services; an sshd that came only for the tests does not come back at boot either.
+DEBIAN := mosquitto openssh-server python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
   gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
 	  echo 'installing Mosquitto and an RTSP server for the tests'; \
 	  export RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive; \
-	  { apt-get update -qq && apt-get install -qq --no-install-recommends $(DEBIAN); } >/dev/null 2>&1 || \
+	  dpkg -s openssh-server >/dev/null 2>&1 && had_sshd=1; \
+	  { apt-get update -qq && apt-get install -qq --no-install-recommends $(DEBIAN) && \
+	    { [ -n "$${had_sshd:-}" ] || systemctl disable ssh; }; } >/dev/null 2>&1 || \
 	    echo 'they cannot be installed here: the tests that use them are skipped'; \
 	fi

@@ -11,8 +11,8 @@ rest: each of its actions may be done twice. The same code writes a card on the 
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -274,7 +274,12 @@ class Updater:
     # -- backwards ---------------------------------------------------------------------------------------------------
 
     def _roll_back(self, state: FlashState, *, restart: bool = True) -> Result:
-        self.slots.write_state(state)
+        """Go back to `state.slot`. What cannot be noted on a full or failing disk must not keep the box from it.
+
+        A state file that still says "trial" makes `recover` come here again, which does no harm.
+        """
+        with self._best_effort("that it goes back"):
+            self.slots.write_state(state)
         self.at(Step.SWAP_BACK, state.slot)
         self.slots.point_current(state.slot)
         self.at(Step.RESTART_BACK, state.slot)
@@ -287,11 +292,20 @@ class Updater:
                 log.error("after going back: %s", error)
         elif self.service is not None:
             self.service.restart_if_running()
-        result = self._report("rolled_back", int(state.trial or 0), state.slot, reason)
-        self.at(Step.SETTLE, state.slot)
-        self.slots.write_state(FlashState(slot=state.slot, counters=state.counters))
-        self._finish()
-        return result
+        with self._best_effort("how it ended"):
+            self._report("rolled_back", int(state.trial or 0), state.slot, reason)
+        with self._best_effort("that it went back"):
+            self.at(Step.SETTLE, state.slot)
+            self.slots.write_state(FlashState(slot=state.slot, counters=state.counters))
+            self._finish()
+        return _result("rolled_back", int(state.trial or 0), state.slot, reason)
+
+    @contextmanager
+    def _best_effort(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.error("%s could not note %s: %s", self.slots.root, what, error)
 
     def _recover(self) -> Result | None:
         state = self.slots.state()
@@ -355,8 +369,7 @@ class Updater:
 
     def _report(self, outcome: Outcome, counter: int, slot: str, reason: str) -> Result:
         self.at(Step.REPORT, outcome)
-        result = Result(outcome, datetime.now(UTC).isoformat(timespec="seconds"), counter, slot, reason)
-        self.slots.write_result(result)
+        result = _result(outcome, counter, slot, reason)
         log.log(
             logging.INFO if outcome in ("committed", "unchanged") else logging.ERROR,
             "flash %s: counter %d%s",
@@ -365,4 +378,9 @@ class Updater:
             f": {reason}" if reason else "",
             extra={"EVENT": f"flash_{outcome}"},
         )
+        self.slots.write_result(result)
         return result
+
+
+def _result(outcome: Outcome, counter: int, slot: str, reason: str) -> Result:
+    return Result(outcome, datetime.now(UTC).isoformat(timespec="seconds"), counter, slot, reason)

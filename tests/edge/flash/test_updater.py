@@ -1,5 +1,6 @@
 """What a box takes, what it refuses, and that it runs the last good config whatever was tried on it."""
 
+import errno
 import json
 import os
 import stat
@@ -16,7 +17,7 @@ from edge.errors import FlashError
 from edge.flash import archive
 from edge.flash.desk import build
 from edge.flash.signing import key_id, load_private, load_public, load_trust, new_key
-from edge.flash.slots import BusyError, Identity, Slots
+from edge.flash.slots import BusyError, FlashState, Identity, Slots
 from edge.flash.updater import Parcel, Updater
 from tests.edge.flash.desk import BAD_PORT, QUICK, Box, Desk, light_model, says
 
@@ -71,6 +72,26 @@ def test_a_service_that_does_not_come_up_is_taken_back(desk: Desk, box: Box) -> 
     result = box.updater.apply(desk.parcel(2))
     assert (result.outcome, box.running()) == ("rolled_back", 1)
     assert "unit failed on 2" in result.reason
+
+
+def test_a_disk_that_can_take_no_more_notes_does_not_keep_a_box_from_going_back(
+    desk: Desk, box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.updater.apply(desk.parcel(1))
+    real = Slots.write_state
+
+    def full(slots: Slots, state: FlashState) -> None:
+        if slots.current_slot in ("2", "4") or state.phase == "rolling_back":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(slots, state)
+
+    monkeypatch.setattr(Slots, "write_state", full)
+    result = box.updater.apply(desk.parcel(2, mqtt={"port": BAD_PORT}))
+    assert (result.outcome, box.running(), box.service.restarts) == ("rolled_back", 1, ["1", "2", "1"])
+    result = box.updater.apply(desk.parcel(4))  # well, but that it was kept cannot be noted
+    assert (result.outcome, box.running()) == ("rolled_back", 1)
+    assert "No space left on device" in result.reason
+    assert box.updater.apply(desk.parcel(5)).outcome == "committed"
 
 
 def test_a_first_flash_that_is_no_good_leaves_nothing_running(desk: Desk, box: Box) -> None:
