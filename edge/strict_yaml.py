@@ -6,6 +6,7 @@ beside the struct's type; each leaf is converted alone. Box and bridge configs a
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import yaml
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_OPEN_BRACKETS = 1000  # before PyYAML sees it: 100,000 took it half a minute
 MAX_NODES = 50_000  # aliases may repeat nodes: bounds what a small file can unfold to
 
 T = TypeVar("T")
@@ -111,6 +113,8 @@ def loads(data: bytes, type_: type[T], *, name: str = "<config>") -> T:
 def _compose(data: bytes, name: str) -> yaml.Node:
     if len(data) > MAX_BYTES:
         raise YamlErrors([Mistake(name, 1, "", f"{len(data)} bytes long", f"at most {MAX_BYTES}")])
+    if _open_brackets(data) > MAX_OPEN_BRACKETS:
+        raise YamlErrors([Mistake(name, 1, "", "nested too deeply", f"at most {MAX_DEPTH} levels")])
     try:
         root = yaml.compose(data.decode("utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
@@ -124,6 +128,15 @@ def _compose(data: bytes, name: str) -> yaml.Node:
     if root is None:
         raise YamlErrors([Mistake(name, 1, "", "empty", "a mapping of keys to values")])
     return root
+
+
+def _open_brackets(data: bytes) -> int:
+    """Return how many brackets are open at most, those in texts included: PyYAML's time grows with their square."""
+    depth = deepest = 0
+    for bracket in re.finditer(rb"[\[\]{}]", data):
+        depth += 1 if bracket[0] in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 _FAILED = object()
@@ -295,8 +308,8 @@ def _python_type(type_: mi.Type) -> Any:
             return tuple[tuple(_python_type(i) for i in items)]  # type: ignore[misc]
         case mi.EnumType(cls=cls) | mi.StructType(cls=cls):
             return cls
-        case mi.DateTimeType():
-            return datetime
+        case mi.DateTimeType(tz=tz):
+            return _annotated(datetime, tz=tz)
         case _:
             return Any
 

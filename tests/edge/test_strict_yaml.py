@@ -73,7 +73,7 @@ def test_a_key_given_twice_is_a_mistake() -> None:
         pytest.param("- 1\n- 2", "expected a mapping", id="a list"),
         pytest.param("name: !!python/object/apply:os.system ['true']", "name is a list", id="python tag"),
         pytest.param("name: x\nprice: 2026-13-45", "price is '2026-13-45'", id="impossible date"),
-        pytest.param("x: " + "[" * 3000, "not YAML", id="deep nesting"),
+        pytest.param("x: " + "[" * 3000, "nested too deeply", id="deep nesting"),
         pytest.param("name: 12", "quote it", id="number for text"),
     ],
 )
