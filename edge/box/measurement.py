@@ -105,6 +105,7 @@ class Rig:
         models: what `load_models` returned for it.
         clip: a video file.
         epoch_ms: what the dates of events count from.
+        ahead: frames decoded ahead, as `run` does; 0 makes the stage "decode" the decoder's own time.
         deliver: called after each commit with the outbox and the media time; the time it takes counts as publishing.
     """
 
@@ -115,6 +116,7 @@ class Rig:
         clip: Path,
         *,
         epoch_ms: int = EPOCH_MS,
+        ahead: int = 2,
         deliver: Callable[[Outbox, float], None] = lambda _outbox, _now_s: None,
     ) -> None:
         self.runtimes = [Watched(m.runtime) for m in (*models.detectors.values(), *models.heads.values())]
@@ -135,7 +137,7 @@ class Rig:
         self._commit_s = config.box.outbox.commit_s
         self._committed_s = 0.0
         self._deliver = deliver
-        self._clip = endless(clip)
+        self._clip = endless(clip, ahead)
 
     def run(self, *, seconds: float = float("inf"), frames: float = float("inf")) -> Round:
         """Take frames through all stages, event by event into the outbox, until one of the bounds is reached."""
@@ -207,7 +209,7 @@ def measure(job: Job) -> Report:
     rounds: list[Round] = []
     rss_bytes = peak_bytes = 0
     if job.rounds:
-        rig = Rig(config, models, Path(job.clip))
+        rig = Rig(config, models, Path(job.clip), ahead=0)
         rig.run(frames=WARM_FRAMES, seconds=job.seconds)
         rig.run(seconds=job.seconds / 2)
         rss_bytes, peak_bytes = facts.rss_bytes() or 0, facts.peak_rss_bytes() or 0
@@ -225,7 +227,7 @@ def prepared(config: LoadedConfig, detector: str, state_dir: Path) -> LoadedConf
     return change(config, box=change(config.box, cameras=(camera,), state_dir=str(state_dir)))
 
 
-def endless(clip: Path) -> Generator[Frame, None, None]:
+def endless(clip: Path, ahead: int) -> Generator[Frame, None, None]:
     """Yield the frames of a clip again and again; media time goes on.
 
     Raises:
@@ -233,7 +235,7 @@ def endless(clip: Path) -> Generator[Frame, None, None]:
     """
     offset_s, period_s = 0.0, 0.04
     while True:
-        with open_source(SourceSpec("file", str(clip))) as source:
+        with open_source(SourceSpec("file", str(clip)), ahead=ahead) as source:
             last_s = 0.0
             while (frame := source.read(0.0)) is not None:
                 period_s = frame.media_s - last_s or period_s

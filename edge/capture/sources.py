@@ -6,6 +6,7 @@ from functools import partial
 from random import Random
 
 from edge.capture import mjpeg, opencv
+from edge.capture.ahead import Ahead
 from edge.capture.files import FileSource
 from edge.capture.folder import FolderSource
 from edge.capture.frames import Frame, Source
@@ -19,6 +20,7 @@ def open_source(
     *,
     name: str | None = None,
     probe: bool = False,
+    ahead: int = 2,
     rng: Random | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Source:
@@ -29,6 +31,7 @@ def open_source(
         name: what to call it in logs and errors; its address without credentials when None.
         probe: a live source must give a frame now, or CameraError is raised. Without it a camera that is not there is
             tried again for ever, and says so in `state` and `last_error`.
+        ahead: frames of a recording to decode while the one before is worked on; 0 decodes when asked.
         rng: jitter of the reconnects.
         clock: monotonic seconds, for live sources.
 
@@ -37,9 +40,9 @@ def open_source(
     """
     match spec.kind:
         case "file":
-            return FileSource(spec)
+            return Ahead(FileSource(spec), ahead) if ahead else FileSource(spec)
         case "folder":
-            return FolderSource(spec)
+            return Ahead(FolderSource(spec), ahead) if ahead else FolderSource(spec)
     connect = _connector(spec)
     return LiveSource(
         name or spec.shown,
@@ -62,7 +65,7 @@ def probe(spec: SourceSpec) -> Frame:
         CameraError: it gives none; the message says why and what to do.
     """
     if spec.kind in ("file", "folder"):
-        with open_source(spec) as source:
+        with open_source(spec, ahead=0) as source:
             frame = source.read(0.0)
             assert frame is not None, "files raise when they open without a frame"
             return frame

@@ -66,7 +66,7 @@ class PlainLoop:
         self.rows = 0
         self._detector, self._heads = Detector(detector), heads
         self._sort = PeerSort(params)
-        self._clip = endless(clip)
+        self._clip = endless(clip, ahead=0)
         self._connection = connection
         connection.execute(TABLE)
         connection.commit()
