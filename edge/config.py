@@ -27,6 +27,7 @@ Id = Annotated[str, Meta(pattern=f"^{ID.pattern}$", description="1–63 letters,
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Point = tuple[float, float]
 SourceKind = Literal["file", "folder", "usb", "rtsp", "http"]
+NETWORK: dict[str, SourceKind] = {"rtsp": "rtsp", "rtsps": "rtsp", "http": "http", "https": "http"}
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,26 +48,31 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ) = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(str(self.uri))
-        if parts.scheme in ("rtsp", "rtsps", "http", "https") and (parts.username or parts.password):
-            clean = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        text = str(self.uri)
+        if not text.strip():
+            raise KeyMistake("uri", "empty", "a path, a USB index, or an rtsp:// or http:// address")
+        if "://" not in text:
+            return
+        scheme = text.partition("://")[0].lower()
+        if scheme not in (*NETWORK, "file"):
+            raise KeyMistake("uri", f"an address of kind {scheme!r}", "a path, a USB index, rtsp:// or http://")
+        if scheme in NETWORK and "@" in text:  # wherever it stands: a password may hold a slash
             raise KeyMistake(
                 "uri",
                 "an address with credentials in it",
-                f"{clean} with `user: …` and `password: {{credential: NAME}}` beside it: no secret stands in a config",
+                f"{_without_credentials(text)} with `user: …` and `password: {{credential: NAME}}` beside it: "
+                "no secret stands in a config; an @ that belongs to the path is written %40",
             )
-        if "://" in str(self.uri) and parts.scheme not in ("rtsp", "rtsps", "http", "https", "file"):
-            raise KeyMistake("uri", repr(self.uri), "a path, a USB index, or an rtsp:// or http:// address")
+        if scheme in NETWORK and not _readable(text):
+            raise KeyMistake("uri", "an address without a host, or with a port that is no number", f"{scheme}://host/…")
 
     def kind(self, base: Path) -> SourceKind:
         """Tell what the address stands for; `base` is the folder that relative paths start from."""
         text = str(self.uri)
         if text.isdecimal() or text.startswith("/dev/video"):
             return "usb"
-        if text.startswith(("rtsp://", "rtsps://")):
-            return "rtsp"
-        if text.startswith(("http://", "https://")):
-            return "http"
+        if (scheme := text.partition("://")[0].lower()) in NETWORK and "://" in text:
+            return NETWORK[scheme]
         return "folder" if text.endswith("/") or self.location(base).is_dir() else "file"
 
     def location(self, base: Path) -> Path:
@@ -258,6 +264,20 @@ class LoadedConfig(msgspec.Struct, frozen=True):
     def credential_dirs(self) -> tuple[Path, ...]:
         """Return the folders that named secrets may lie in, besides systemd's."""
         return ((self.base / (self.box.credentials_dir or "credentials")).resolve(),)
+
+
+def _readable(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+def _without_credentials(address: str) -> str:
+    """Return an address that may be printed: what stands before its last @, and any query, is left out."""
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def load_box(path: Path) -> LoadedConfig:

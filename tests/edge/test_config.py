@@ -51,12 +51,43 @@ def test_a_sensitive_bundle_under_another_name_needs_a_purpose_too(tmp_path: Pat
     assert "heads[0].purpose" in refusal(tmp_path, SOUND + "heads: [{name: mood, bundle: emotion-student}]\n")
 
 
-@pytest.mark.parametrize("uri", ["rtsp://admin:hunter2@10.0.0.9/s1", "http://:hunter2@cam/mjpeg"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "rtsp://admin:hunter2@10.0.0.9/s1",
+        "http://:hunter2@cam/mjpeg",
+        "RTSP://admin:hunter2@cam/s1",
+        "rtsp://admin:12/hunter2@cam/s1",
+        "rtsp://admin:hunter2@cam:port/s1",
+    ],
+    ids=["user and password", "password alone", "capitals", "a slash in it", "a port that is none"],
+)
 def test_an_inline_password_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> None:
     told = refusal(tmp_path, SOUND.replace("clip.mp4", f"'{uri}'"))
     assert "credentials in it" in told
     assert "{credential: NAME}" in told
     assert "hunter2" not in told
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("''", "is empty"),
+        ("ftp://cam/s1", "an address of kind 'ftp'"),
+        ("rtsp:///s1", "without a host"),
+        ("'rtsp://cam:many/s1'", "a port that is no number"),
+        ("'http://[::1/mjpeg'", "without a host"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_a_mistake_with_its_line(tmp_path: Path, uri: str, told: str) -> None:
+    refused = refusal(tmp_path, SOUND.replace("clip.mp4", uri))
+    assert "source.uri" in refused
+    assert told in refused
+
+
+def test_a_recording_s_time_without_a_zone_is_refused(tmp_path: Path) -> None:
+    told = refusal(tmp_path, SOUND.replace("clip.mp4", "clip.mp4, recorded_at: 2026-01-31T08:00:00"))
+    assert "recorded_at is '2026-01-31T08:00:00', expected a date and time with a zone" in told
 
 
 def test_a_plain_text_password_is_refused_and_not_repeated(tmp_path: Path) -> None:
