@@ -52,6 +52,7 @@ class Bridge:
         dsn = full_dsn(config, base)
         self._topic = bridge_topic(config.id)
         self._wake = threading.Event()
+        self._linked = False  # whether the network thread was started
         self._subscriber = Subscriber(
             lambda: Store(dsn, retention_days=config.retention_days, registry=config.registry),
             ack=config.ack,
@@ -92,6 +93,11 @@ class Bridge:
         """What waits to be written."""
         return self._subscriber.inbox.bytes
 
+    @property
+    def turned_at_s(self) -> float:
+        """When the network thread last turned, on the monotonic clock; it also turns while the broker is away."""
+        return self._link.turned_at_s if self._linked else time.monotonic()
+
     def run(self, stop: threading.Event, *, watch: Callable[[], None] = lambda: None) -> None:
         """Bridge until `stop` is set; `watch` is called twice a second and may raise to end it.
 
@@ -101,7 +107,6 @@ class Bridge:
             LinkDied: the network thread ended, which is a mistake of ours.
         """
         self._subscriber.start(self._link)
-        started = False
         said: tuple[int, Status] | None = None
         reported, report_at_s = "", time.monotonic() + REPORT_S
         try:
@@ -109,7 +114,8 @@ class Bridge:
                 self._link.check()
                 self._subscriber.check()
                 watch()
-                started = started or self._start_link()
+                if not self._linked:
+                    self._start_link()
                 said = self._say_state(said)
                 if time.monotonic() > report_at_s:
                     report_at_s += REPORT_S
@@ -123,13 +129,14 @@ class Bridge:
             self._link.stop(farewell=(self._topic, self._state("offline"), 1, True))
             log.info("stopped: %s", str(self.counts) or "nothing came")
 
-    def _start_link(self) -> bool:
+    def _start_link(self) -> None:
         """Connect to the broker, but not before the will can name our database: boxes heed no other (P18)."""
         if self._subscriber.database is None:
-            return False
+            return
         self._link.settings = replace(self._link.settings, will=Will(self._topic, self._state("offline")))
+        self._link.turned_at_s = time.monotonic()  # it stood still until now
         self._link.start()
-        return True
+        self._linked = True
 
     def _say_state(self, said: tuple[int, Status] | None) -> tuple[int, Status] | None:
         """Publish our state once per connection and per change; one thread does it, so none overtakes another."""

@@ -17,10 +17,12 @@ from bridge.app import Bridge
 from bridge.config import full_dsn, load_bridge
 from bridge.dashboards import generate
 from bridge.errors import BridgeError, ConfigError
+from bridge.heartbeat import Heartbeat
 from bridge.local import LOCAL_DATABASE, Local, Ready
 from bridge.migrate import migrate
 from bridge.store import Store
 from edge.link import LinkDied, LinkError
+from edge.notify import Notifier
 
 OK, FAILURE, USAGE = 0, 1, 2
 
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     path: Path = options.config
     bridge = Bridge(load_bridge(path), path.resolve().parent)
     with _stop_signals() as stop:
-        bridge.run(stop)
+        bridge.run(stop, watch=Heartbeat(bridge, Notifier()).beat)
     return OK
 
 

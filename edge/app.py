@@ -22,7 +22,7 @@ from edge.assembly import Models, build_pipeline, load_models, source_spec
 from edge.box import facts
 from edge.box.preview import LivePage
 from edge.box.status import EVERY_S, BoxStatus, CameraStatus, boottime_s, write_status
-from edge.box.watchdog import Loop, Notifier, stuck
+from edge.box.watchdog import Loop, stuck
 from edge.camera import Camera, Observer, Timeline
 from edge.capture import opencv
 from edge.capture.frames import Source
@@ -30,6 +30,7 @@ from edge.capture.sources import open_source
 from edge.config import Camera as CameraConfig
 from edge.config import LoadedConfig
 from edge.errors import ConfigError, EdgeError
+from edge.notify import Notifier
 from edge.publish.clock import BoxClock
 from edge.publish.outbox import Outbox
 from edge.publish.publisher import Publisher, publisher_settings
@@ -68,9 +69,9 @@ def run_box(
     stop = stop or threading.Event()
     opencv.quiet()  # before the first capture: FFmpeg would print addresses, and with them passwords
     notifier = Notifier()
-    notifier.extend_timeout(120)
     with ExitStack() as closing:
-        box = Box(config, observers, closing)
+        with notifier.taking_long():
+            box = Box(config, observers, closing)
         notifier.ready(f"{len(box.cameras)} cameras, config {config.digest}")
         if on_ready:
             on_ready(box)
@@ -176,6 +177,7 @@ class Box:
             throttled=facts.throttled(),
             disk_free_bytes=facts.disk_free_bytes(self.config.state_dir),
             rss_bytes=facts.rss_bytes(),
+            certificate_days=self._certificate_days(),
             clock=clock.name.lower(),
             config_digest=self.config.digest,
             software=version("facefleet"),
@@ -202,6 +204,10 @@ class Box:
     def _states(self) -> str:
         """Return what makes health worth sending before its time: a camera or the publisher changed state."""
         return " ".join([self.publisher.status, *(camera.state for camera in self.cameras)])
+
+    def _certificate_days(self) -> float | None:
+        tls = self.config.box.mqtt.tls
+        return facts.certificate_days(self.config.base / tls.cert) if tls and tls.cert else None
 
     def _stuck(self, now_s: float) -> list[str]:
         running = [camera for camera in self.cameras if not camera.done]

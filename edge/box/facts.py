@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -54,6 +55,17 @@ def disk_free_bytes(folder: Path) -> int | None:
         return shutil.disk_usage(folder).free
     except OSError:
         return None
+
+
+def certificate_days(path: Path) -> float | None:
+    """Return how long a PEM certificate is still good, in days; negative when it has expired."""
+    from cryptography import x509  # only where there is a certificate: it costs memory
+
+    try:
+        end = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return None
+    return round((end - datetime.now(UTC)).total_seconds() / 86400, 2)
 
 
 def cpu_name() -> str:
