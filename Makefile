@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export SOURCE KEEP OUT PORT PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean distclean debian
+.PHONY: help demo test bench chaos lint clean distclean debian
 
 help:
 	@echo 'make demo                          a minute of the whole product on a built-in clip; results in out/demo'
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo SECONDS=60 KEEP=1        end after a minute; leave everything running until Ctrl-C'
 	@echo 'make test                          all tests that this machine can run'
 	@echo 'make bench                         milliseconds per stage, memory, start, peers, cameras; BENCH=--quick'
+	@echo 'make chaos                         kill everything at random: is each event there once? CHAOS="--seconds 600 --seed 7"'
 	@echo 'make lint                          ruff and mypy'
 	@echo 'make clean, make distclean         remove results and caches; and the environment $(VENV) too'
 	@echo
@@ -29,6 +30,9 @@ test: $(STAMP) debian
 
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+chaos: $(STAMP) debian
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check
