@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from edge.assembly import Models, build_pipeline, load_models, source_spec
+from edge.assembly import Models, build_pipeline, load_models, preview_token, source_spec
 from edge.box import facts
 from edge.box.preview import LivePage
 from edge.box.status import EVERY_S, BoxStatus, CameraStatus, boottime_s, write_status
@@ -43,6 +43,7 @@ STUCK_S = 30.0  # a loop that has not turned for so long is stuck
 CAPTURE_STUCK_S = 60.0  # a capture loop may wait for a silent camera in between
 DELIVER_S = 30.0  # how long a box whose recordings ended waits for the last acks
 CLOSE_S = 10.0  # how long a camera may take to let go
+PAGE_S = 0.9  # the live page's status is gathered at most this often, however many watch
 
 
 def run_box(
@@ -86,10 +87,12 @@ class Box:
     def __init__(self, config: LoadedConfig, observers: Sequence[Observer], closing: ExitStack) -> None:
         self.config = config
         self.started_s = time.monotonic()
+        self.stream = secrets.randbits(63) or 1
         _make_folder(config.state_dir)
         self.boots = facts.count_boot(config.state_dir)
+        settings = publisher_settings(config, self.stream)
+        token = preview_token(config)
         self.models: Models = load_models(config, log=log.info)
-        self.stream = secrets.randbits(63) or 1
         self.clock = BoxClock()
         self.fed_at_s = boottime_s()
         self.last_health: Health | None = None
@@ -102,12 +105,15 @@ class Box:
             max_age_s=config.box.outbox.max_days * 86400,
             deflate=config.box.mqtt.deflate,
         )
-        self.publisher = Publisher(publisher_settings(config, self.stream), self.outbox)
+        self.publisher = Publisher(settings, self.outbox)
+        closing.callback(self.publisher.stop)  # closes the outbox, whether or not the rest could start
         self.cameras = [self._camera(i, observers) for i in range(len(config.box.cameras))]
-        self.page = self._live_page(closing)
+        self._page_lock, self._page_at_s = threading.Lock(), float("-inf")
+        self._page_status: dict[str, Any] = {}
+        self.page = self._live_page(token, closing)
         if self.page is not None:
             for camera in self.cameras:
-                camera.add_observer(lambda name, seen, page=self.page: page.shown[name].put(seen))  # type: ignore[misc]
+                camera.add_observer(self.page.show)
         closing.callback(self._close)
         self.publisher.set_health(self._health_bytes())
         self.publisher.start()
@@ -121,6 +127,8 @@ class Box:
         while not stop.wait(TURN_S):
             now_s = time.monotonic()
             self.publisher.check()
+            for camera in self.cameras:
+                camera.check()
             if all(camera.done for camera in self.cameras):
                 return
             if now_s - fed_s >= min(feed_s, 5.0) and not (late := self._stuck(now_s)):
@@ -139,11 +147,11 @@ class Box:
 
     def finish(self, stop: threading.Event) -> int:
         """After the recordings' end: report cameras that failed, wait for the last acks."""
+        if stop.is_set():
+            return 0  # a camera that had failed was told when it did
         failed = [camera for camera in self.cameras if camera.error is not None]
         if failed:
             raise EdgeError("; ".join(f"camera {camera.name}: {camera.error}" for camera in failed))
-        if stop.is_set():
-            return 0
         deadline_s = time.monotonic() + DELIVER_S
         while time.monotonic() < deadline_s and not stop.is_set():
             if self.publisher.wait_delivered(TURN_S):
@@ -152,8 +160,8 @@ class Box:
         log.warning("%d events wait in the outbox for a bridge; the next start sends them", left)
         return 1 if left else 0
 
-    def health(self) -> Health:
-        """Gather what is known now."""
+    def health(self, reader: str = "") -> Health:
+        """Gather what is known now; rates count from when the same reader asked last."""
         now_s, outbox = time.monotonic(), self.outbox.state
         wall_ms, clock = self.clock.stamp(now_s)
         return Health(
@@ -161,7 +169,7 @@ class Box:
             nonce=self.publisher.nonce,
             t_ms=wall_ms,
             uptime_s=round(now_s - self.started_s, 1),
-            cameras={camera.name: camera.health(now_s) for camera in self.cameras},
+            cameras={camera.name: camera.health(now_s, reader) for camera in self.cameras},
             models=self.models.health(),
             ack_age_s=self.publisher.ack_age_s,
             outbox_events=outbox.events,
@@ -233,16 +241,10 @@ class Box:
             realtime=config.source.realtime,
         )
 
-    def _live_page(self, closing: ExitStack) -> LivePage | None:
+    def _live_page(self, token: str | None, closing: ExitStack) -> LivePage | None:
         settings = self.config.box.preview
         if not settings.enabled:
             return None
-        token = None
-        if settings.token is not None:
-            try:
-                token = settings.token.read(self.config.credential_dirs)
-            except ValueError as error:
-                raise ConfigError(f"preview.token: {error}") from error
         names = tuple(camera.name for camera in self.cameras)
         title = f"{self.config.box.site}/{self.config.box.box}"
         page = closing.enter_context(LivePage(settings, title, names, self._status, token))
@@ -250,8 +252,11 @@ class Box:
         return page
 
     def _status(self) -> dict[str, Any]:
-        status: dict[str, Any] = msgspec.to_builtins(self.health())
-        return status
+        with self._page_lock:
+            now_s = time.monotonic()
+            if now_s - self._page_at_s >= PAGE_S:
+                self._page_status, self._page_at_s = msgspec.to_builtins(self.health("live page")), now_s
+            return self._page_status
 
     def _close(self) -> None:
         for camera in self.cameras:
@@ -260,7 +265,6 @@ class Box:
             if not camera.join(CLOSE_S):
                 log.error("camera %s did not let go within %g s", camera.name, CLOSE_S)
         self.publisher.set_health(self._health_bytes())
-        self.publisher.stop()
 
 
 def _error(camera: Camera) -> str | None:
@@ -277,7 +281,10 @@ def timeline(camera: CameraConfig, source: Source) -> Timeline:
     if source.live:
         return Timeline(0.0, live=True)
     if camera.source.recorded_at is not None:
-        return Timeline(now_s - (time.time() - camera.source.recorded_at.timestamp()), live=False)
+        ago_s = time.time() - camera.source.recorded_at.timestamp()
+        if ago_s < 0:
+            raise ConfigError(f"source.recorded_at lies {-ago_s:.0f} s in the future; correct it, or this box's clock")
+        return Timeline(now_s - ago_s, live=False)
     return Timeline(now_s if camera.source.realtime else now_s - (source.duration_s or 0.0), live=False)
 
 

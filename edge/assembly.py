@@ -113,6 +113,21 @@ def source_spec(config: LoadedConfig, camera: Camera) -> SourceSpec:
     )
 
 
+def preview_token(config: LoadedConfig) -> str | None:
+    """Return what the live page asks its viewers for, None where it asks for nothing.
+
+    Raises:
+        ConfigError: the named credential cannot be read.
+    """
+    settings = config.box.preview
+    if not settings.enabled or settings.token is None:
+        return None
+    try:
+        return settings.token.read(config.credential_dirs)
+    except ValueError as error:
+        raise ConfigError(f"preview.token: {error}") from error
+
+
 def build_pipeline(
     config: LoadedConfig,
     index: int,

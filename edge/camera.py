@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 READ_S = 0.5  # how long one read of a live source may wait: the loop turns at least this often
 LOST_S = 5.0  # without a frame for so long, the people who were there are no longer known to be
+AHEAD_S = 5.0  # a recording that runs so far ahead of the clock is worth a line in the log
 
 Observer = Callable[[str, Seen], None]
 
@@ -70,8 +71,12 @@ class Camera:
         self._thread = threading.Thread(target=self._guarded, name=f"camera-{name}", daemon=True)
         self._last_at_s = 0.0
         self._frame_at_s: float | None = None  # monotonic, of the last frame that came in
+        self._lost = False
+        self._people = 0
         self._inference_at_s: float | None = None
-        self._reported = _Counts(time.monotonic())
+        self._bug = False
+        self._began = _Counts(time.monotonic())
+        self._reported: dict[str, _Counts] = {}
 
     def add_observer(self, observer: Observer) -> None:
         """Show one more party each frame's result; before `start`."""
@@ -89,8 +94,8 @@ class Camera:
 
     @property
     def capture_turned_at_s(self) -> float:
-        """Return when the source's own loop, or its reconnecting, last turned."""
-        return self._source.turned_at_s if self._source else self.turned_at_s
+        """Return when the source's own loop, or its reconnecting, last turned; a recording has no loop but ours."""
+        return self._source.turned_at_s if self._source and self._source.live else self.turned_at_s
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -102,13 +107,19 @@ class Camera:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread; tell whether it is gone."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     @property
     def done(self) -> bool:
         """Tell whether the source came to its end, or the camera failed for good."""
         return self._thread.ident is not None and not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raise what ended the thread if it was a bug: not a lost camera, but one that only a restart brings back."""
+        if self._bug and self.error is not None:
+            raise self.error
 
     def _guarded(self) -> None:
         try:
@@ -121,7 +132,8 @@ class Camera:
         except Exception as error:
             # A bug in one camera must not look like a quiet street: the app ends the process and systemd restarts it.
             log.exception("camera %s died", self.name, extra={"CAMERA": self.name})
-            self.error = EdgeError(f"camera {self.name} died of {type(error).__name__}: {error}")
+            self.error = EdgeError(f"died of {type(error).__name__}: {error}")
+            self._bug = True
 
     def _run(self, source: Source, timeline: Timeline) -> None:
         started_s, first_media_s = time.monotonic(), None
@@ -133,15 +145,19 @@ class Camera:
                     break
                 self._check_lost(source)
                 continue
-            if self._realtime and not source.live:
+            at_s = timeline.at_s(frame.media_s, frame.captured_at_s)
+            if not source.live:
                 first_media_s = frame.media_s if first_media_s is None else first_media_s
-                due_s = started_s + frame.media_s - first_media_s
-                if self._stop.wait(max(0.0, due_s - time.monotonic())):
+                # Nor may a recording that is longer than its container said run into the future: such events would
+                # be put into quarantine by the bridge.
+                due_s = max(started_s + frame.media_s - first_media_s, at_s) if self._realtime else at_s
+                if not self._wait_until(due_s):
                     break
-            self._frame_at_s = time.monotonic()
-            self._last_at_s = timeline.at_s(frame.media_s, frame.captured_at_s)
-            seen = self._pipeline.step(frame, self._last_at_s)
+            self._frame_at_s, self._lost = time.monotonic(), False
+            self._last_at_s = at_s
+            seen = self._pipeline.step(frame, at_s)
             self.frames += 1
+            self._people = seen.people
             self.height, self.width = frame.image.shape[:2]
             if seen.searched:
                 self._inference_at_s = time.monotonic()
@@ -150,25 +166,38 @@ class Camera:
             for observe in self._observers:
                 observe(self.name, seen)
         reason = EndReason.SHUTDOWN if self._stop.is_set() else EndReason.SOURCE_ENDED
+        self._close_visits(reason)
+
+    def _wait_until(self, due_s: float) -> bool:
+        """Hold a recording back; False when asked to stop meanwhile."""
+        if due_s - time.monotonic() > AHEAD_S:
+            log.warning("camera %s: the recording goes on %.0f s later", self.name, due_s - time.monotonic())
+        while (left_s := due_s - time.monotonic()) > 0:
+            self.turned_at_s = time.monotonic()
+            if self._stop.wait(min(left_s, READ_S)):
+                return False
+        return True
+
+    def _close_visits(self, reason: EndReason) -> None:
+        self._people = 0
         if events := self._pipeline.close(self._last_at_s, reason):
             self._emit(events)
 
     def _check_lost(self, source: Source) -> None:
         """End the visits of a camera that fell silent, once."""
-        if self._frame_at_s is None or time.monotonic() - self._frame_at_s < LOST_S:
+        if self._lost or self._frame_at_s is None or time.monotonic() - self._frame_at_s < LOST_S:
             return
-        self._frame_at_s = None
+        self._lost = True
         log.warning("camera %s is lost: %s", self.name, source.last_error or "no frames", extra={"CAMERA": self.name})
-        if events := self._pipeline.close(self._last_at_s, EndReason.CAMERA_LOST):
-            self._emit(events)
+        self._close_visits(EndReason.CAMERA_LOST)
         self._pipeline.reset()
 
-    def health(self, now_s: float) -> CameraHealth:
-        """Return the state and the rates since the last call."""
+    def health(self, now_s: float, reader: str = "") -> CameraHealth:
+        """Return the state, and the rates since the same reader asked last: two readers do not disturb each other."""
         source, spent = self._source, self._pipeline.spent
         dropped = source.dropped if source else 0
         now = _Counts(now_s, self.frames, spent.searched, spent.frames, dropped, dict(spent.seconds))
-        before, self._reported = self._reported, now
+        before, self._reported[reader] = self._reported.get(reader, self._began), now
         elapsed = max(now_s - before.at_s, 1e-6)
         processed = now.frames - before.frames
         return CameraHealth(
@@ -181,10 +210,10 @@ class Camera:
             reconnects=source.reconnects if source else 0,
             frame_age_s=None if self._frame_at_s is None else round(now_s - self._frame_at_s, 3),
             inference_age_s=None if self._inference_at_s is None else round(now_s - self._inference_at_s, 3),
-            tracks=len(self._pipeline.visits),
+            tracks=self._people,
             width=self.width or None,
             height=self.height or None,
-            hardware_decode=source.decoder != "software" if source else None,
+            hardware_decode=not source.decoder.startswith("software") if source else None,
             stage_ms=_stages(before, now) if processed else None,
         )
 

@@ -35,10 +35,15 @@ class FindsFaces(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of one frame: for the live page, the annotated video, the recorder and the benchmark."""
+    """What became of one frame: for the live page, the annotated video, the recorder and the benchmark.
+
+    `faces` is (K, 4) float64, xyxy: wherever a face may be, those of tentative and lost tracks included. What blurs
+    must blur all of them.
+    """
 
     frame: Frame
     tracks: Tracks
+    faces: NDArray[np.float64]
     scores: NDArray[np.float32]
     searched: bool
     events: tuple[AnyEvent, ...]
@@ -96,6 +101,7 @@ class Pipeline:
         if found is not None:
             with spent.stage("attributes"):
                 self._observe(image, found, tracks)
+        faces = self.sort.everywhere()
         scores = NO_SCORES if found is None else found.score
         height, width = image.shape[:2]
         with spent.stage("events"):
@@ -108,7 +114,7 @@ class Pipeline:
             self.recorder.write(at_s, (width, height), found)
         spent.frames += 1
         spent.searched += searched
-        return Seen(frame, tracks, scores, searched, tuple(events), votes, len(self.visits))
+        return Seen(frame, tracks, faces, scores, searched, tuple(events), votes, len(self.visits))
 
     def close(self, at_s: float, reason: EndReason) -> list[AnyEvent]:
         """End what is open."""

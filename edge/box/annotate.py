@@ -12,6 +12,7 @@ from edge.pipeline import Seen
 PALETTE = ((66, 206, 245), (245, 165, 66), (120, 220, 120), (200, 130, 245), (90, 130, 250), (230, 220, 90))
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 TEXT, LINE_PX = 0.6, 22  # at 1280 pixels across; smaller pictures have smaller letters
+BLUR_MARGIN = 0.2  # of a box's size on each side: a face moves between two looks
 WHITE, PLATE = (255, 255, 255), (38, 30, 24)
 Color = tuple[int, int, int]
 
@@ -24,7 +25,7 @@ def draw(
     Args:
         seen: One frame with its tracks and votes.
         width: Pixels across; the height follows. Never enlarges.
-        blur: Make faces unrecognizable.
+        blur: Make faces unrecognizable, those that are no visit yet or are out of sight for a moment included.
         title: A line for the upper left corner.
         dwell_s: Seconds each track has been here, by tracker id.
 
@@ -33,13 +34,13 @@ def draw(
     """
     image = seen.frame.image
     scale = min(1.0, width / image.shape[1])
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     canvas: NDArray[np.uint8] = (
         np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8) if scale < 1 else image.copy()
     )
     boxes = np.rint(seen.tracks.xyxy * scale).astype(int)
     if blur:
-        for box in boxes:
+        for box in grown(seen.faces * scale, BLUR_MARGIN):
             pixelate(canvas, box)
     for track_id, box in zip(seen.tracks.track_id.tolist(), boxes, strict=True):
         lines = [f"#{track_id}"]
@@ -50,6 +51,12 @@ def draw(
     if title:
         _plate(canvas, [title], (0, 0), WHITE)
     return canvas
+
+
+def grown(xyxy: NDArray[np.float64], margin: float) -> NDArray[np.int_]:
+    """Return (N, 4) boxes enlarged on each side by a share of their width and height, whole pixels."""
+    by = (xyxy[:, 2:] - xyxy[:, :2]) * margin
+    return np.rint(np.hstack([xyxy[:, :2] - by, xyxy[:, 2:] + by])).astype(int)
 
 
 def pixelate(image: NDArray[np.uint8], box: NDArray[np.int_], cells: int = 6) -> None:

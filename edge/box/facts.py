@@ -1,10 +1,13 @@
 """What the machine says about itself: temperature, memory, disk, boot. Each is None where it cannot be known."""
 
 import hashlib
+import logging
 import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -86,8 +89,11 @@ def count_boot(state_dir: Path) -> int:
     if now != last:
         count += 1
         aside = file.with_suffix(".new")
-        aside.write_text(f"{count} {now}\n")
-        aside.replace(file)
+        try:
+            aside.write_text(f"{count} {now}\n")
+            aside.replace(file)
+        except OSError as error:  # a full disk must not keep a box from starting
+            log.warning("%s was not written: %s", file, error)
     return count
 
 

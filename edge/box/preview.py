@@ -6,11 +6,14 @@ somebody looks, so that a page nobody opens costs nothing.
 
 import hmac
 import json
+import logging
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from http.cookies import SimpleCookie
+from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -22,11 +25,13 @@ from edge.config import Preview
 from edge.errors import EdgeError
 from edge.pipeline import Seen
 
+log = logging.getLogger(__name__)
+
 BOUNDARY = "frame"
 
 
 class Shown:
-    """The newest result of one camera, kept only while somebody watches; copies its picture, as masks are in place."""
+    """The newest result of one camera. Its picture is nobody's to change any more: masks were painted before."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -56,6 +61,20 @@ class Shown:
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # a viewer that stopped reading must not keep the box from ending
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what went wrong with one viewer, without its request: it may carry the token."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):  # the viewer left
+            log.warning("live page: a request failed: %r", error)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class LivePage:
     """The HTTP server of one box.
 
@@ -79,20 +98,25 @@ class LivePage:
         self.shown = {name: Shown() for name in cameras}
         self.stopping = threading.Event()
         try:
-            self._server = ThreadingHTTPServer((settings.host, settings.port), _handler(self))
+            server = _Server6 if ":" in settings.host else _Server
+            self._server = server((settings.host, settings.port), _handler(self))
         except OSError as error:
             raise EdgeError(
                 f"live page cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
                 "choose another preview.port, or 0 for a free one"
             ) from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="live-page", daemon=True)
+
+    def show(self, camera: str, seen: Seen) -> None:
+        """Leave a camera's newest result; where faces are blurred only those in which somebody looked for faces."""
+        if seen.searched or not self.settings.blurred:
+            self.shown[camera].put(seen)
 
     @property
     def url(self) -> str:
         """Return the address to open, without the token."""
         host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}/"
+        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -108,7 +132,10 @@ class LivePage:
         """Tell whether a request may see the page."""
         if self.token is None:
             return True
-        kept = SimpleCookie(cookie).get("token")
+        try:
+            kept = SimpleCookie(cookie).get("token")
+        except CookieError:
+            kept = None
         offered = [*query.get("token", []), *([kept.value] if kept else [])]
         return any(hmac.compare_digest(o.encode(), self.token.encode()) for o in offered)
 
@@ -149,23 +176,20 @@ def _handler(page: LivePage) -> type[BaseHTTPRequestHandler]:
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
             version = 0
-            try:
-                while not page.stopping.is_set():
-                    version, seen = shown.next(version, 1.0)
-                    if seen is None:
-                        continue
-                    picture = draw(
-                        seen,
-                        width=page.settings.width,
-                        blur=page.settings.blurred,
-                        title=f"{name}  {shown.fps:.1f} fps  {seen.people} here",
-                    )
-                    jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-                    head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                    self.wfile.write(head.encode() + jpeg + b"\r\n")
-                    page.stopping.wait(1 / page.settings.fps)
-            except (BrokenPipeError, ConnectionResetError):
-                return  # the viewer left
+            while not page.stopping.is_set():
+                version, seen = shown.next(version, 1.0)
+                if seen is None:
+                    continue
+                picture = draw(
+                    seen,
+                    width=page.settings.width,
+                    blur=page.settings.blurred,
+                    title=f"{name}  {shown.fps:.1f} fps  {seen.people} here",
+                )
+                jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+                head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
+                page.stopping.wait(1 / page.settings.fps)
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep requests out of the log: they may carry the token."""

@@ -127,7 +127,9 @@ class Publisher:
         """Commit what was appended, give the bridge a moment to ack it, publish our death, close the outbox."""
         self._stopping.set()
         self._inbox.put(None)
-        if self._thread.is_alive():
+        if self._thread.ident is None:
+            self._outbox.close()
+        elif self._thread.is_alive():
             self._thread.join(self._settings.linger_s + 20.0)
 
     def check(self) -> None:

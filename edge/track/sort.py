@@ -115,6 +115,10 @@ class Sort:
         """Return the ids of all tracks not dead yet: tentative, confirmed and lost."""
         return frozenset(self._track_id.tolist())
 
+    def everywhere(self) -> NDArray[np.float64]:
+        """Return (N, 4) xyxy, where each track not dead yet is thought to be; those of `alive`, in no order."""
+        return self._filters.xyxy()
+
     def _hit(self, track: Indices, z: NDArray[np.float64]) -> None:
         self._hit_streak[self._time_since_update > 0] = 0
         self._time_since_update += 1

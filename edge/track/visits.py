@@ -127,6 +127,7 @@ class Visits:
             events.append(self._slot.event(self.camera, self.params.presence_s))
         self._slot = None
         self._last_frame_s = None
+        self._frames = 0  # whoever goes on after this starts the tracker anew, and its first reports prove nothing
         return events
 
     def _seen(self, visit: Visit, now_s: float, xyxy: NDArray[np.float64], score: float) -> None:

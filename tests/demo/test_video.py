@@ -25,7 +25,7 @@ def seen(index: int, media_s: float, wh: tuple[int, int] = (320, 180)) -> Seen:
     tracks = Tracks(np.array([7]), np.array([[40.0, 40, 90, 100]]), np.array([0]))
     votes = {7: {"age": Vote("26-45", 3, 0.9, 4), "gender": Vote(None, -1, 0.4, 1)}}
     frame = Frame(picture(120, wh), index, media_s, media_s)
-    return Seen(frame, tracks, np.array([0.9], np.float32), True, (), votes, 1)
+    return Seen(frame, tracks, tracks.xyxy, np.array([0.9], np.float32), True, (), votes, 1)
 
 
 def frames_of(path: Path) -> list[NDArray[np.uint8]]:

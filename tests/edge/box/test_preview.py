@@ -3,6 +3,7 @@
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from urllib.error import HTTPError
 
 import cv2
@@ -25,7 +26,7 @@ def seen(box: tuple[float, ...] = (100, 100, 200, 220)) -> Seen:
     image = rng.integers(0, 255, (360, 640, 3), dtype=np.uint8)
     tracks = Tracks(np.array([7]), np.array([box], np.float64), np.array([0]))
     votes = {7: {"age": Vote("26-45", 3, 0.9, 4), "gender": Vote(None, -1, 0.4, 1)}}
-    return Seen(Frame(image, 0, 0.0, 0.0), tracks, np.array([0.9], np.float32), True, (), votes, 1)
+    return Seen(Frame(image, 0, 0.0, 0.0), tracks, tracks.xyxy, np.array([0.9], np.float32), True, (), votes, 1)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_the_status_is_json(page: LivePage) -> None:
 
 
 def test_the_picture_is_a_stream_of_jpegs(page: LivePage) -> None:
-    page.shown["door"].put(seen())
+    page.show("door", seen())
     with urllib.request.urlopen(page.url + "camera/door", timeout=5) as answer:
         assert answer.headers["Content-Type"].startswith("multipart/x-mixed-replace")
         assert answer.readline().startswith(b"--frame")
@@ -93,6 +94,41 @@ def test_blurring_leaves_nothing_of_the_face() -> None:
     inside = np.s_[110:210, 110:190]
     assert len(np.unique(blurred[inside].reshape(-1, 3), axis=0)) <= 36
     assert len(np.unique(frame.frame.image[inside].reshape(-1, 3), axis=0)) > 1000
+
+
+def test_a_face_that_is_no_visit_yet_is_blurred_too_and_a_little_around_it() -> None:
+    nobody = Tracks(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
+    frame = replace(seen(), tracks=nobody)
+    before, after = frame.frame.image, draw(frame, width=640, blur=True)
+    assert len(np.unique(after[100:220, 100:200].reshape(-1, 3), axis=0)) <= 36
+    assert not np.array_equal(after[80:96, 90:210], before[80:96, 90:210])
+
+
+def test_a_blurred_page_shows_only_pictures_in_which_faces_were_looked_for() -> None:
+    settings = Preview(enabled=True, port=0, blur=True)
+    live = LivePage(settings, "demo/lobby", ("door",), dict)
+    with live:
+        live.show("door", replace(seen(), searched=False))
+        assert live.shown["door"].next(0, 0.0) == (0, None)
+        live.show("door", seen())
+        assert live.shown["door"].next(0, 0.0)[0] == 1
+
+
+def test_the_page_listens_on_ipv6_too() -> None:
+    with LivePage(Preview(enabled=True, host="::1", port=0), "demo/lobby", ("door",), dict) as live:
+        assert live.url.startswith("http://[::1]:")
+        with urllib.request.urlopen(live.url, timeout=5) as answer:
+            assert answer.status == 200
+
+
+def test_a_viewer_with_a_broken_cookie_is_refused_and_nothing_else() -> None:
+    settings = Preview(enabled=True, host="0.0.0.0", port=0, token=Credential("page"))
+    with LivePage(settings, "demo/lobby", ("door",), dict, token="s3cret") as live:
+        asked = urllib.request.Request(live.url.replace("0.0.0.0", "127.0.0.1"), headers={"Cookie": 'a b=c; "=;'})
+        with pytest.raises(HTTPError) as caught:
+            urllib.request.urlopen(asked, timeout=5)
+        assert caught.value.code == 403
+        caught.value.close()
 
 
 def test_drawing_leaves_the_frame_alone_and_never_enlarges() -> None:

@@ -71,6 +71,13 @@ def test_a_first_sighting_in_the_first_frames_is_not_yet_a_visit() -> None:
     assert not street.of(Ended)
 
 
+def test_a_first_sighting_after_the_camera_came_back_is_not_yet_a_visit_either() -> None:
+    street = Street().frames(5).frames(20, [1])
+    street.events += street.visits.close(street.now_s, EndReason.CAMERA_LOST)
+    street.frames(1, [2]).frames(10)
+    assert len(street.of(Confirmed)) == len(street.of(Ended)) == 1
+
+
 def test_a_visit_starts_when_its_track_was_born_not_when_it_was_reported() -> None:
     street = Street().frames(5).frames(3, [], alive=[7]).frames(2, [7])
     [confirmed] = street.of(Confirmed)
