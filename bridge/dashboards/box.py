@@ -133,7 +133,7 @@ WHERE $__timeFilter(at) AND {THIS} GROUP BY 1, 2 ORDER BY 1, 2""",
         "lines",
         f"""
 SELECT $__timeGroup(bucket, '$__interval') AS "time", camera AS metric,
-    sum(people) * 60000.0 / greatest($__interval_ms, 60000) AS people
+    sum(person_ms)::float8 / greatest($__interval_ms, 60000) AS people
 FROM report.people_minutes WHERE $__timeFilter(bucket) AND {THIS} GROUP BY 1, 2 ORDER BY 1, 2""",
         {"time": "time", "metric": "text", "people": "number"},
         "In view at once, on average.",

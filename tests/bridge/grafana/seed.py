@@ -170,7 +170,8 @@ def messages(box: Seen, rng: random.Random, now: datetime) -> list[tuple[datetim
         for _ in range(rng.randrange(1, 4)):
             track += 1
             seen = now - timedelta(seconds=80)
-            events.append((seen, Confirmed(camera, track, ms(seen) - 60_000, 2000, 2000, 300, 400, 220)))
+            came = seen - timedelta(seconds=60)
+            events.append((came, Confirmed(camera, track, ms(came), 2000, 2000, 300, 400, 220)))
             events.append((seen, Update(camera, track, ms(seen), 60_000, 2100, 2000, 300, 400, 225, (1, 0, 240))))
     if box.trouble:
         here = now - timedelta(minutes=35)
