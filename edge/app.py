@@ -73,6 +73,10 @@ def run_box(
     with ExitStack() as closing:
         with notifier.taking_long():
             box = Box(config, observers, closing)
+        if (config.state_dir / "identity.json").is_file():  # flashed: it also takes what is offered
+            from edge.flash.offers import Offers
+
+            closing.enter_context(Offers(config))
         notifier.ready(f"{len(box.cameras)} cameras, config {config.digest}")
         if on_ready:
             on_ready(box)

@@ -21,7 +21,7 @@ BOX_UNIT = 4096  # a coordinate of 4096 is the far edge of the frame
 SCORE_UNIT = 255
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
-Kind = Literal["events", "state", "health", "ack"]
+Kind = Literal["events", "state", "health", "ack", "offer", "flash"]
 
 
 class WireError(ValueError):
@@ -204,6 +204,26 @@ class BridgeState(msgspec.Struct, frozen=True):
     database: str
     ack: bool = True
     t_ms: int = 0
+    schema: int = SCHEMA
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """Where a box finds a signed bundle that is meant for it. Only a reference: the signature decides, on the box."""
+
+    url: str
+    sha256: str
+    bytes: int
+    counter: int
+    schema: int = SCHEMA
+
+
+class FlashReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the last update of a box ended, or where the offered one stands."""
+
+    counter: int
+    outcome: Literal["taken", "unreachable", "committed", "unchanged", "rolled_back", "refused"]
+    reason: str = ""
+    at: str = ""
     schema: int = SCHEMA
 
 

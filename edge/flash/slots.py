@@ -14,6 +14,7 @@
       flash.json                 where an update stands (`FlashState`)
       flash.lock                 held (flock) by whoever changes any of this
       result.json                how the last update ended, for people, SSH and dashboards
+      offer.json                 the last offer that was put into the spool (`edge.flash.offers`)
       spool/*.ffbundle           an inbox: `facefleet-edge apply --spool` takes what is there, and empties it
       health.json                written by the running service (`edge.box.status`)
 
@@ -92,6 +93,8 @@ class Slots:
                 folder.mkdir(parents=folder is self.root, exist_ok=True, mode=0o755)
                 if not stat.S_ISDIR(folder.lstat().st_mode) and folder is not self.root:
                     raise FlashError(f"{folder} is a link, expected a folder; someone put it there: look into it")
+            if os.geteuid() == 0:  # the service puts offered bundles there; they are signed
+                os.chown(self.spool, *self.owner, follow_symlinks=False)
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -137,7 +140,7 @@ class Slots:
 
     def state(self) -> FlashState:
         """Return where an update stands. A lost file means: what `current` says is settled."""
-        if (found := _read(self.root / "flash.json", FlashState)) is not None:
+        if (found := read_json(self.root / "flash.json", FlashState)) is not None:
             return found
         slot = self.current_slot
         try:
@@ -148,11 +151,11 @@ class Slots:
 
     def result(self) -> Result | None:
         """Return how the last update ended."""
-        return _read(self.root / "result.json", Result)
+        return read_json(self.root / "result.json", Result)
 
     def identity(self) -> Identity | None:
         """Return who this box is, None before its first flash."""
-        return _read(self.root / "identity.json", Identity)
+        return read_json(self.root / "identity.json", Identity)
 
     def free_bytes(self) -> int:
         """Return the space an unprivileged writer has."""
@@ -272,7 +275,8 @@ def _target(link: Path) -> str:
         return ""
 
 
-def _read(path: Path, kind: type[T]) -> T | None:
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """Return what a small file of ours says, None where it is missing or damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

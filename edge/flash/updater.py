@@ -94,6 +94,7 @@ class Updater:
     terms: Terms = field(default_factory=Terms)
     at: Callable[[Step, str], None] = lambda _step, _what: None
     progress: Callable[[int], None] = lambda _: None
+    offered: int = 0  # the counter of the parcel at hand, once its signature fits
 
     def apply(self, parcel: Parcel) -> Result:
         """Take a parcel.
@@ -106,6 +107,7 @@ class Updater:
         """
         with self.slots.locked():
             self._recover()
+            self.offered = 0
             try:
                 return self._apply(parcel)
             except (EdgeError, OSError) as error:
@@ -115,7 +117,7 @@ class Updater:
                     return self._roll_back(msgspec.structs.replace(state, phase="rolling_back", reason=reason))
                 with suppress(OSError):  # a full or read-only disk: the caller says it anyway
                     self.slots.tidy()
-                    self._report("refused", 0, "", reason)
+                    self._report("refused", self.offered, "", reason)
                 if isinstance(error, OSError):
                     raise FlashError(f"{self.slots.root}: {reason}; the box runs what it ran before") from error
                 raise
@@ -165,7 +167,7 @@ class Updater:
         if first and parcel.adopt is not None:
             trusted = {key_id(parcel.adopt): parcel.adopt}
         head = read_head(parcel.bundle, trusted)
-        manifest = head.manifest
+        manifest, self.offered = head.manifest, head.manifest.counter
         if identity is None:
             identity = Identity(manifest.site, manifest.box, parcel.device_class)
         if (manifest.site, manifest.box) != (identity.site, identity.box):
