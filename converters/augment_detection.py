@@ -33,10 +33,11 @@ class Rates:
     grey: float = 0.08
     blur: float = 0.08
     sources: tuple[tuple[str, float], ...] = (
-        ("face_mask", 0.50),
-        ("crowd", 0.18),
-        ("webcam", 0.14),
-        ("negative", 0.10),
+        ("face_mask", 0.38),
+        ("crowd", 0.16),
+        ("fairface", 0.14),
+        ("negative", 0.14),
+        ("webcam", 0.10),
         ("portrait", 0.08),
     )
 

@@ -187,7 +187,7 @@ def talking_heads(data: Path, frames: int = 10) -> Iterator[Sample]:
 
 
 def fairface(data: Path) -> Iterator[Sample]:
-    """Read FairFace's large faces with their pseudo boxes; for reporting, never trained on."""
+    """Read FairFace's large bare faces with their pseudo boxes: training, and so no test of a detector."""
     folder = data / "attributes/fairface"
     for path in sorted((folder / "images").glob("*.jpg")):
         image = _read(path)
@@ -217,6 +217,7 @@ TRAINING: tuple[Callable[[Path], Iterable[Sample]], ...] = (
     mik1i_train,
     portraits,
     talking_heads,
+    fairface,
 )
 
 
@@ -225,6 +226,7 @@ PURPOSES: dict[str, str] = {
     "face_mask": "training and calibration; CC0 as declared by its uploader (Kaggle andrewmvd/face-mask-detection)",
     "mik1i": "training, boxes redrawn with YuNet; CC BY 4.0, Mohamed Traore and Justin Brady "
     "(Roboflow mohamed-traore-2ekkp/face-detection-mik1i), partly filmed by them, partly pictures from the web",
+    "fairface": "training, pseudo boxes; CC BY 4.0, Karkkainen & Joo, WACV 2021",
     "canada": "training, boxes by YuNet; CC BY 4.0, DeBruine & Jones",
     "liveportrait": "training, boxes by YuNet; MIT, examples of the LivePortrait repository",
 }
