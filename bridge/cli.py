@@ -14,12 +14,14 @@ import psycopg
 
 from bridge import dead_letters
 from bridge.app import Bridge
+from bridge.ca import verbs as ca
 from bridge.config import full_dsn, load_bridge
 from bridge.dashboards import generate
 from bridge.errors import BridgeError, ConfigError
 from bridge.heartbeat import Heartbeat
 from bridge.local import LOCAL_DATABASE, Local, Ready
 from bridge.migrate import migrate
+from bridge.rollout import verbs as rollouts
 from bridge.store import Store
 from edge.link import LinkDied, LinkError
 from edge.notify import Notifier
@@ -124,6 +126,13 @@ def replay_letter(options: argparse.Namespace) -> int:
     return OK
 
 
+def rollout(options: argparse.Namespace) -> int:
+    """Begin, show or end a roll-out."""
+    action: Callable[[argparse.Namespace, threading.Event], int] = options.action
+    with _stop_signals() as stop:
+        return action(options, stop)
+
+
 def grafana(options: argparse.Namespace) -> int:
     """Write Grafana's files, or say how those that are there differ."""
     folder: Path = options.out
@@ -136,6 +145,11 @@ def grafana(options: argparse.Namespace) -> int:
         return _fail(f'{folder}: {"; ".join(differences)}. Run "facefleet-bridge grafana --out {folder}"', FAILURE)
     print(f"{folder} is what this version generates")
     return OK
+
+
+def no_action(_: argparse.Namespace) -> int:
+    """Never called: each action of `ca` brings its own function, and argparse asks for one."""
+    raise ConfigError("name an action")
 
 
 def _dsn(options: argparse.Namespace) -> str:
@@ -281,6 +295,34 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--dsn", help="of a member of facefleet_ingest")
 
     sub = verb(
+        "rollout",
+        rollout,
+        "a new config for many boxes, in waves",
+        "Offer signed bundles to boxes, wave by wave; a box tries its own and says how it ended. The next wave begins\n"
+        "when the one before has ended; too many failures stop everything and withdraw what nobody has taken.\n\n"
+        "  facefleet-bridge rollout start config/bridge.yaml --bundles out/ --url https://centre/bundles\n"
+        "  facefleet-bridge rollout status config/bridge.yaml\n"
+        "  facefleet-bridge rollout abort config/bridge.yaml",
+    )
+    actions = sub.add_subparsers(required=True, metavar="ACTION")
+    for name, act, help_ in (
+        ("start", rollouts.start, "begin one and follow it; without --bundles, continue the one that runs"),
+        ("status", rollouts.status, "the newest one, box by box"),
+        ("abort", rollouts.abort, "end it and withdraw its offers"),
+    ):
+        action = actions.add_parser(name, help=help_, description=f"Roll-out: {help_}.", allow_abbrev=False)
+        action.set_defaults(action=act)
+        action.add_argument("config", type=Path, metavar="CONFIG", help="a bridge's YAML: its broker and database")
+        if name == "start":
+            action.add_argument("--bundles", type=Path, metavar="DIR", help="*.ffbundle, one for each box")
+            action.add_argument("--url", metavar="URL", help="https:// or file:// folder where boxes fetch these files")
+            action.add_argument("--waves", default="1,10%,100%", metavar="LIST", help="cumulative (1,10%%,100%%)")
+            action.add_argument("--failures", type=int, default=0, metavar="N", help="tolerate so many (0)")
+            action.add_argument(
+                "--patience", type=int, default=1800, metavar="S", help="a box that is silent for so long failed (1800)"
+            )
+
+    sub = verb(
         "grafana",
         grafana,
         "dashboards, alarms and data source for Grafana",
@@ -290,6 +332,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", type=Path, default=generate.IN_TREE, metavar="DIR", help="bridge/grafana unless given")
     sub.add_argument("--check", action="store_true", help="write nothing; 1 when something differs")
+
+    sub = verb(
+        "ca",
+        no_action,
+        "the fleet's own certificates: who may speak to the broker",
+        "Make an authority, let boxes and bridges in, shut them out; the broker's config and access list are written\n"
+        "along. docs/INSTALL.md walks through it.\n\n"
+        "  facefleet-bridge ca init --host mqtt.example.org\n"
+        "  ssh root@lobby-1 facefleet-edge certificate request munich lobby-1 |\n"
+        "    facefleet-bridge ca enroll munich/lobby-1 | ssh root@lobby-1 facefleet-edge certificate accept -",
+    )
+    ca.add_arguments(sub)
     return parser
 
 

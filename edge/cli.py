@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output left: nothing to say, and nobody to say it to
         return EXIT_OK
+    except OSError as error:  # a file that cannot be written, a disk that is full
+        print(f"facefleet-edge: {error}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -91,9 +94,11 @@ def _replay(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from edge.config import load_box
-    from edge.replay import as_json, replay
+    from edge.replay import as_json, is_recording, replay
 
     config = load_box(args.config)
+    if args.record and is_recording(args.clip):
+        raise ConfigError(f"{args.clip} is a recording of detections already; --record wants a video or a folder")
     with ExitStack() as closing:
         record = closing.enter_context(args.record.open("w")) if args.record else None
         for event in replay(config, args.clip, record=record):
@@ -111,6 +116,21 @@ def _tail(args: argparse.Namespace) -> int:
     from edge.publish.tail import tail
 
     return tail(args)
+
+
+def _certificate(args: argparse.Namespace) -> int:
+    from edge.box import certificate
+
+    folder: Path = args.folder or certificate.FOLDER
+    if "site" in args:
+        print(certificate.request(folder, args.site, args.box).decode(), end="")
+        return EXIT_OK
+    try:
+        chain = sys.stdin.buffer.read(1 << 16) if args.file == "-" else Path(args.file).read_bytes()
+    except OSError as error:
+        raise EdgeError(f"{args.file} cannot be read ({error.strerror})") from error
+    print(certificate.accept(folder, chain))
+    return EXIT_OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,6 +183,21 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--host", default="127.0.0.1", help="broker (default 127.0.0.1)")
     tail.add_argument("--port", type=int, default=1883, help="its port (default 1883)")
     tail.add_argument("--config", type=Path, help="take broker, user and password from this box's YAML")
+
+    certificate = add(
+        "certificate",
+        _certificate,
+        "Make this box's key and print a request for it; take the certificate that comes back. The key stays here.",
+        "request munich lobby-1 > lobby-1.csr",
+    )
+    actions = certificate.add_subparsers(required=True, metavar="ACTION")
+    request = actions.add_parser("request", help="print a signing request, for `facefleet-bridge ca enroll`")
+    request.add_argument("site")
+    request.add_argument("box")
+    accept = actions.add_parser("accept", help="take what `facefleet-bridge ca enroll` or `renew` made")
+    accept.add_argument("file", help="a file, or - for standard input")
+    for action in (request, accept):
+        action.add_argument("--folder", type=Path, help="of key and certificate (default /var/lib/facefleet/tls)")
 
     add_verbs(add)
     return parser

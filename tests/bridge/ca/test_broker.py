@@ -1,0 +1,257 @@
+"""A real Mosquitto with the files the authority writes: who gets in, and who may say what."""
+
+import queue
+import shutil
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bridge.ca import authority
+from bridge.ca.authority import Authority
+from bridge.ca.broker import CONF
+from bridge.ca.names import parse_name
+from edge.link import Link, LinkSettings, Message
+from tests.broker import MOSQUITTO, Mosquitto, free_port
+
+pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="Mosquitto is not installed")
+
+ROOT = "facefleet/1"
+ANSWER_S = 5.0
+
+
+class Site:
+    """An authority, a broker that reads its files, and a folder of keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.keys = folder / "keys"
+        self.keys.mkdir()
+        self.authority = Authority.make(
+            folder / "ca", ["localhost", "127.0.0.1"], self.port, folder / "ca" / "broker", authority.now()
+        )
+        self.broker = TlsMosquitto(folder, self.port, folder / "ca" / "broker" / CONF)
+        for name in ("munich/lobby-1", "munich/lobby-2", "bridge:centre", "reader:anna"):
+            self.enroll(name)
+
+    def enroll(self, text: str, *, days: float = 30.0, ago: timedelta = timedelta(0)) -> None:
+        name = parse_name(text)
+        key, request = authority.request(name)
+        chain = self.authority.enroll(name, request, authority.now() - ago, days)
+        authority.write(self.keys / f"{name.user}.key", key, mode=0o600)
+        authority.write(self.keys / f"{name.user}.pem", chain)
+
+    def settings(self, user: str | None, client_id: str = "") -> LinkSettings:
+        return LinkSettings(
+            host="localhost",
+            port=self.port,
+            client_id=client_id or f"client-{user}",
+            ca=self.authority.folder / "ca.pem",
+            cert=self.keys / f"{user}.pem" if user else None,
+            key=self.keys / f"{user}.key" if user else None,
+            backoff_s=(0.2, 0.4),
+        )
+
+    @contextmanager
+    def member(self, user: str, *topics: str, client_id: str = "") -> Iterator["Member"]:
+        made = Member(self.settings(user, client_id), topics)
+        try:
+            yield made
+        finally:
+            made.link.stop()
+
+    def refusal(self, user: str | None) -> str:
+        """Shake hands; return the broker's reason for refusing, "" when it lets us in.
+
+        TLS 1.2, because in 1.3 a client's handshake has ended before the broker judges its certificate.
+        """
+        context = ssl.create_default_context(cafile=str(self.authority.folder / "ca.pem"))
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        if user:
+            context.load_cert_chain(self.keys / f"{user}.pem", self.keys / f"{user}.key")
+        with socket.create_connection(("127.0.0.1", self.port)) as raw:
+            try:
+                context.wrap_socket(raw, server_hostname="localhost").close()
+            except ssl.SSLError as error:
+                return str(error.reason)
+        return ""
+
+
+class TlsMosquitto(Mosquitto):
+    """Mosquitto with the written config; as root it stays root, because tests' folders are closed to others."""
+
+    def __init__(self, folder: Path, port: int, config: Path) -> None:
+        super().__init__(folder, port)
+        self._config.write_text(f"include_dir {config.parent}\nuser root\nlog_type all\n")
+
+    def reload(self) -> None:
+        assert self._child is not None
+        self._child.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+
+
+class Member:
+    """One client with a certificate."""
+
+    def __init__(self, settings: LinkSettings, topics: tuple[str, ...]) -> None:
+        self.heard: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.ups: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.link = Link(
+            settings,
+            on_message=self.heard.put,
+            on_up=lambda generation, _window: self.ups.put(generation),
+            on_down=lambda _: None,
+            subscriptions=[(topic, 1) for topic in topics],
+        )
+        self.link.start()
+        try:
+            self.ups.get(timeout=ANSWER_S)
+        except queue.Empty:
+            self.link.stop()
+            raise
+
+    def say(self, topic: str, text: str) -> None:
+        assert self.link.publish(topic, text.encode(), qos=1) is not None
+
+    def next(self, timeout_s: float = 3.0) -> tuple[str, str] | None:
+        try:
+            message = self.heard.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        return message.topic, message.payload.decode()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    with made.broker:
+        yield made
+
+
+def test_a_box_is_heard_on_its_own_topics_and_hears_its_acks(site: Site) -> None:
+    own = f"{ROOT}/munich/lobby-1"
+    with (
+        site.member("bridge:centre", f"{ROOT}/+/+/events", f"{ROOT}/+/+/state", f"{ROOT}/+/+/health") as bridge,
+        site.member("lobby-1", f"{own}/ack", f"{ROOT}/bridge/+/state", f"{own}/health") as box,
+    ):
+        for kind in ("events", "state", "health"):
+            box.say(f"{own}/{kind}", kind)
+            assert bridge.next() == (f"{own}/{kind}", kind)
+        assert box.next() == (f"{own}/health", "health"), "a box must hear its own echo to find a twin"
+        bridge.say(f"{own}/ack", "covered")
+        assert box.next() == (f"{own}/ack", "covered")
+        bridge.say(f"{ROOT}/bridge/centre/state", "accepting")
+        assert box.next() == (f"{ROOT}/bridge/centre/state", "accepting")
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        pytest.param(f"{ROOT}/munich/lobby-2/events", id="another box"),
+        pytest.param(f"{ROOT}/berlin/lobby-1/events", id="another site"),
+        pytest.param(f"{ROOT}/munich/lobby-1/ack", id="its own ack"),
+        pytest.param(f"{ROOT}/bridge/centre/state", id="a bridge's state"),
+        pytest.param("elsewhere", id="outside of facefleet"),
+    ],
+)
+def test_what_a_box_says_on_a_foreign_topic_reaches_nobody(site: Site, topic: str) -> None:
+    own = f"{ROOT}/munich/lobby-1"
+    with site.member("reader:anna", f"{ROOT}/#") as reader, site.member("lobby-1") as box:
+        box.say(topic, "forged")
+        box.say(f"{own}/events", "mine")
+        assert reader.next() == (f"{own}/events", "mine"), "the forged one came first if it came at all"
+
+
+def test_a_box_does_not_hear_other_boxes(site: Site) -> None:
+    with site.member("lobby-2", f"{ROOT}/#", f"{ROOT}/+/+/events") as curious, site.member("lobby-1") as box:
+        box.say(f"{ROOT}/munich/lobby-1/events", "private")
+        assert curious.next(1.0) is None
+
+
+def test_the_younger_of_two_boxes_with_one_id_may_listen_under_another_client_id(site: Site) -> None:
+    own = f"{ROOT}/munich/lobby-1"
+    with (
+        site.member("lobby-1") as elder,
+        site.member("lobby-1", f"{own}/health", client_id="client-lobby-1-4f21") as younger,
+    ):
+        elder.say(f"{own}/health", "elder")
+        assert younger.next() == (f"{own}/health", "elder")
+
+
+def test_a_bridge_may_not_say_events_nor_speak_for_another_bridge(site: Site) -> None:
+    with site.member("reader:anna", f"{ROOT}/#") as reader, site.member("bridge:centre") as bridge:
+        bridge.say(f"{ROOT}/munich/lobby-1/events", "forged")
+        bridge.say(f"{ROOT}/bridge/other/state", "forged")
+        bridge.say(f"{ROOT}/bridge/centre/state", "accepting")
+        assert reader.next() == (f"{ROOT}/bridge/centre/state", "accepting")
+
+
+def test_nobody_gets_in_without_a_certificate(site: Site) -> None:
+    assert site.refusal(None) == "SSLV3_ALERT_HANDSHAKE_FAILURE"
+    with pytest.raises(queue.Empty):
+        Member(site.settings(None), ())
+
+
+def test_a_certificate_of_another_authority_is_refused(site: Site, tmp_path: Path) -> None:
+    other = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
+    key, request = authority.request(parse_name("munich/lobby-1"))
+    authority.write(site.keys / "stranger.key", key, mode=0o600)
+    authority.write(site.keys / "stranger.pem", other.enroll(parse_name("munich/lobby-1"), request, authority.now()))
+    assert site.refusal("stranger") == "TLSV1_ALERT_UNKNOWN_CA"
+
+
+def test_an_expired_certificate_is_refused(site: Site) -> None:
+    site.enroll("munich/old-1", days=1.0, ago=timedelta(days=3))
+    assert site.refusal("old-1") == "SSLV3_ALERT_CERTIFICATE_EXPIRED"
+
+
+def test_the_brokers_own_certificate_lets_nobody_in(site: Site) -> None:
+    for suffix, file in ((".key", "broker.key"), (".pem", "broker.pem")):
+        shutil.copy(site.authority.broker_folder / file, site.keys / f"broker{suffix}")
+    assert site.refusal("broker") == "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"
+
+
+def test_a_revoked_box_falls_silent_at_once_and_does_not_get_in_again(site: Site) -> None:
+    site.enroll("munich/stolen-1")
+    site.broker.reload()
+    own = f"{ROOT}/munich/stolen-1"
+    with site.member("reader:anna", f"{ROOT}/munich/#") as reader, site.member("stolen-1") as box:
+        box.say(f"{own}/events", "honest")
+        assert reader.next() == (f"{own}/events", "honest")
+        site.authority.revoke(parse_name("munich/stolen-1"), authority.now())
+        site.broker.reload()
+        box.say(f"{own}/events", "from the thief")
+        assert reader.next(1.0) is None
+    assert site.refusal("stolen-1") == "SSLV3_ALERT_CERTIFICATE_REVOKED"
+    assert site.refusal("lobby-1") == "", "the others are let in as before"
+
+
+def test_a_box_enrolled_later_is_let_in_after_a_reload(site: Site) -> None:
+    site.enroll("munich/new-1")
+    site.broker.reload()
+    own = f"{ROOT}/munich/new-1"
+    with site.member("reader:anna", f"{own}/state") as reader, site.member("new-1") as box:
+        box.say(f"{own}/state", "born")
+        assert reader.next() == (f"{own}/state", "born")
+
+
+def test_a_renewed_certificate_works_with_the_key_that_is_there(site: Site) -> None:
+    (path,) = site.authority.renew([parse_name("munich/lobby-2")], authority.now(), within_days=45)
+    shutil.copy(path, site.keys / "lobby-2.pem")
+    site.broker.reload()
+    assert site.refusal("lobby-2") == ""
+
+
+def test_a_client_that_expects_another_host_refuses_the_broker(site: Site, tmp_path: Path) -> None:
+    context = ssl.create_default_context(cafile=str(site.authority.folder / "ca.pem"))
+    with (
+        socket.create_connection(("127.0.0.1", site.port)) as raw,
+        pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"),
+    ):
+        context.wrap_socket(raw, server_hostname="elsewhere.example")
