@@ -89,7 +89,7 @@ def _rest(world: World, faults: Faults, progress: Progress) -> dict[str, dict[st
     """Mend everything, wait until nothing is owed, stop the boxes; return what boxes say that still wait."""
     faults.finish()
     world.echo.active = False
-    end_s = time.monotonic() + LEARN_S
+    end_s = time.monotonic() + (LEARN_S if faults.done["restore"] else 0.5)
     kills = sum(world.kills.values())
     while time.monotonic() < end_s:
         world.postgres.check()
@@ -99,14 +99,21 @@ def _rest(world: World, faults: Faults, progress: Progress) -> dict[str, dict[st
     left = _drain(world, world.fleets, progress)
     for fleet in world.fleets:
         fleet.stop()
-    for twin in world.twins:  # what the younger of two kept to itself
-        twin.change(rate_hz=0.0)
-        twin.start()
-    left |= _drain(world, world.twins, progress)
-    for twin in world.twins:
-        twin.stop()
+    while twins := _different(world):  # what the younger of two kept to itself
+        for twin in twins:
+            twin.change(rate_hz=0.0, at_1970=False, clock_offset_s=0.0)
+            twin.start()
+        left |= _drain(world, twins, progress)
+        for twin in twins:
+            twin.stop()
     world.bridge.stop()
     return left
+
+
+def _different(world: World) -> list[Fleet]:
+    """Return twins that have not been emptied yet, no two of them of one box: those would be twins of each other."""
+    by_box = {twin.spec.boxes[0].box: twin for twin in world.twins if twin.spec.rate_hz}
+    return list(by_box.values())
 
 
 def _drain(world: World, fleets: list[Fleet], progress: Progress) -> dict[str, dict[str, Any]]:
