@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeGuard
 
 import msgspec
 import numpy as np
@@ -35,10 +35,13 @@ def replay(config: LoadedConfig, clip: Path | None, *, record: TextIO | None = N
         record: Where to write the detections.
 
     Raises:
-        CameraError: the source cannot be read; ConfigError: it is live; ModelError: as `load_models`.
+        CameraError: the source cannot be read, or was damaged: then after all its events; ConfigError: it is live, or
+            detections are to be recorded of a recording of detections; ModelError: as `load_models`.
     """
     rng = random.Random(config.digest)
-    if clip is not None and clip.suffix in RECORDINGS:
+    if is_recording(clip):
+        if record is not None:
+            raise ConfigError(f"{clip} is a recording of detections already; record a video or a folder")
         yield from _from_sort(config, clip, rng)
         return
     camera = config.box.cameras[0]
@@ -55,9 +58,15 @@ def replay(config: LoadedConfig, clip: Path | None, *, record: TextIO | None = N
         while (frame := source.read(0.0)) is not None:
             at_s = frame.media_s
             yield from pipeline.step(frame, at_s).events
-        if source.last_error:
-            raise CameraError(source.last_error)
+        damage = source.last_error
     yield from pipeline.close(at_s, EndReason.SOURCE_ENDED)
+    if damage:
+        raise CameraError(damage)
+
+
+def is_recording(clip: Path | None) -> TypeGuard[Path]:
+    """Tell whether a path names recorded detections, and not pictures."""
+    return clip is not None and clip.suffix.lower() in RECORDINGS and not clip.is_dir()
 
 
 def _from_sort(config: LoadedConfig, recording: Path, rng: random.Random) -> Iterator[AnyEvent]:

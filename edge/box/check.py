@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from edge.assembly import find_bundle, source_spec
+from edge.assembly import find_bundle, preview_token, source_spec
 from edge.config import LoadedConfig, load_box
 from edge.errors import ConfigError, EdgeError
+from edge.publish.publisher import publisher_settings
 
 
 def check(path: Path) -> str:
@@ -14,7 +15,7 @@ def check(path: Path) -> str:
         ConfigError: mistakes of the file, else all missing credentials, bundles and recordings together.
     """
     config = load_box(path)
-    wrong = [text for text in (*_cameras(config), *_models(config)) if text]
+    wrong = [*_cameras(config), *_models(config), *_broker(config), *_page(config)]
     if wrong:
         raise ConfigError("\n".join(f"{path}: {text}" for text in wrong))
     return _summary(config)
@@ -31,6 +32,26 @@ def _cameras(config: LoadedConfig) -> list[str]:
         if spec.kind in ("file", "folder") and not Path(spec.location).exists():
             wrong.append(f"camera {camera.id}: source.uri {spec.location} does not exist; correct it or put it there")
     return wrong
+
+
+def _broker(config: LoadedConfig) -> list[str]:
+    tls, wrong = config.box.mqtt.tls, []
+    try:
+        publisher_settings(config, stream=1)
+    except ConfigError as error:
+        wrong.append(str(error))
+    for key, name in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)) if tls else ():
+        if name is not None and not (config.base / name).is_file():
+            wrong.append(f"mqtt.tls.{key} {config.base / name} does not exist; correct it or put it there")
+    return wrong
+
+
+def _page(config: LoadedConfig) -> list[str]:
+    try:
+        preview_token(config)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _models(config: LoadedConfig) -> list[str]:

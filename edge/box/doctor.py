@@ -53,8 +53,8 @@ def examine(config: LoadedConfig | None) -> Iterator[Finding]:
 def _guarded(thing: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(thing, True, look())
-    except (EdgeError, OSError, ImportError) as error:
-        return Finding(thing, False, str(error))
+    except (EdgeError, OSError, ImportError, RuntimeError) as error:  # OpenVINO raises RuntimeError for all of its own
+        return Finding(thing, False, " ".join(str(error).split()))
 
 
 def _python() -> Finding:

@@ -5,6 +5,7 @@ files (frame, -1, x, y, w, h, score, …) are read too.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from edge.errors import CameraError
 from edge.track.detector import Detections
 
+MAX_FRAMES = 10_000_000  # four days at 30 a second
 HEADER = {"facefleet": "detections", "version": 1}
 
 
@@ -74,6 +76,8 @@ def _ours(path: Path, lines: list[str]) -> Iterator[Recorded]:
                     raise CameraError(f"recording {path} begins with {line[:60]!r}, expected {json.dumps(HEADER)}")
                 continue
             width, height = row["wh"]
+            if not (min(width, height) >= 1 and math.isfinite(row["t_s"])):
+                raise ValueError(f"time {row['t_s']}, frame {width}×{height}")
             found = _found(row["xyxy"], row["score"]) if "xyxy" in row else None
             yield Recorded(float(row["t_s"]), (int(width), int(height)), found)
         except (KeyError, TypeError, ValueError) as error:
@@ -87,7 +91,10 @@ def _mot(path: Path, lines: list[str], fps: float, frame_wh: tuple[int, int]) ->
         raise CameraError(f"recording {path} is neither JSON lines nor a MOT det.txt ({error})") from error
     if rows.ndim != 2 or rows.shape[1] < 7:
         raise CameraError(f"recording {path} has rows of unequal length, expected frame, id, x, y, w, h, score")
-    for frame in range(1, int(rows[:, 0].max()) + 1):
+    last = rows[:, 0].max()
+    if not np.isfinite(rows).all() or not 1 <= rows[:, 0].min() <= last <= MAX_FRAMES:
+        raise CameraError(f"recording {path} has numbers that are none, or frames outside 1–{MAX_FRAMES}")
+    for frame in range(1, int(last) + 1):
         here = rows[rows[:, 0] == frame]
         xyxy = np.hstack([here[:, 2:4], here[:, 2:4] + here[:, 4:6]])
         yield Recorded((frame - 1) / fps, frame_wh, _found(xyxy, here[:, 6]))
@@ -95,4 +102,7 @@ def _mot(path: Path, lines: list[str], fps: float, frame_wh: tuple[int, int]) ->
 
 def _found(xyxy: object, score: object) -> Detections:
     boxes: NDArray[np.float32] = np.asarray(xyxy, dtype=np.float32).reshape(-1, 4)
-    return Detections(boxes, np.asarray(score, dtype=np.float32).reshape(-1).clip(0, 1), None)
+    scores: NDArray[np.float32] = np.asarray(score, dtype=np.float32).reshape(-1).clip(0, 1)
+    if len(boxes) != len(scores) or not np.isfinite(scores).all():
+        raise ValueError(f"{len(boxes)} boxes with {len(scores)} scores")
+    return Detections(boxes, scores, None)

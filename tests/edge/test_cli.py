@@ -120,6 +120,16 @@ class TestCheck:
         assert "gone.mp4 does not exist" in told
         assert "camera b: credential 'cam1' was not found" in told
 
+    def test_secrets_and_certificates_of_broker_and_live_page_are_looked_for_too(
+        self, tmp_path: Path, models: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        mqtt = {"user": "u", "password": {"credential": "broker"}, "tls": {"ca": "gone.pem"}}
+        preview = {"enabled": True, "host": "0.0.0.0", "token": {"credential": "page"}}
+        assert main(["check", str(write(tmp_path, models, clip, mqtt=mqtt, preview=preview))]) == 2
+        told = capsys.readouterr().err
+        for words in ("mqtt.password: credential 'broker'", "gone.pem does not exist", "preview.token: credential"):
+            assert words in told
+
     def test_a_classifier_is_no_detector(
         self, tmp_path: Path, models: Path, clip: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -162,7 +172,20 @@ class TestReplay:
             ("a.jsonl", b"", "is empty"),
             ("a.jsonl", b'{"facefleet": "tracks"}\n', "expected"),
             ("a.jsonl", b'{"facefleet": "detections", "version": 1}\n{"t_s": 1}\n', "a.jsonl:2 is damaged"),
+            (
+                "a.jsonl",
+                b'{"facefleet": "detections", "version": 1}\n{"t_s": 1, "wh": [0, 9]}\n',
+                "a.jsonl:2 is damaged (time 1, frame 0×9)",
+            ),
+            (
+                "a.jsonl",
+                b'{"facefleet": "detections", "version": 1}\n'
+                b'{"t_s": 1, "wh": [9, 9], "xyxy": [[1, 1, 2, 2]], "score": []}\n',
+                "1 boxes with 0 scores",
+            ),
             ("a.txt", b"once upon a time", "neither JSON lines nor a MOT"),
+            ("a.txt", b"nan,-1,1,1,1,1,1", "numbers that are none"),
+            ("a.txt", b"1e15,-1,1,1,1,1,1", "frames outside"),
             ("a.mp4", b"", "is empty (0 bytes)"),
             ("a.mp4", b"not a video at all", "no video FFmpeg can read"),
         ],
@@ -175,6 +198,34 @@ class TestReplay:
         said = capsys.readouterr().err
         assert told in said
         assert name in said
+
+    def test_a_damaged_clip_tells_all_it_has_and_then_what_is_wrong(
+        self, tmp_path: Path, models: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (clip / "015.png").write_bytes(b"no picture any more")
+        for i in range(25, 40):  # nobody has left when it ends
+            (clip / f"{i:03}.png").unlink()
+        assert main(["replay", str(write(tmp_path, models, clip))]) == 1
+        told = capsys.readouterr()
+        kinds = [json.loads(line)["event"] for line in told.out.splitlines()]
+        assert kinds.count("ended") == 2
+        assert "1 images could not be decoded: 015.png" in told.err
+
+    def test_a_recording_is_not_overwritten_by_recording_it_again(
+        self, tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = tmp_path / "found.jsonl"
+        found.write_text('{"facefleet": "detections", "version": 1}\n')
+        assert main(["replay", str(write(tmp_path, models, "x.mp4")), str(found), "--record", str(found)]) == 2
+        assert found.stat().st_size > 0
+        assert "--record wants a video or a folder" in capsys.readouterr().err
+
+    def test_a_record_that_cannot_be_written_is_one_line(
+        self, tmp_path: Path, models: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        argv = ["replay", str(write(tmp_path, models, clip)), "--record", str(tmp_path / "gone" / "found.jsonl")]
+        assert main(argv) == 1
+        assert capsys.readouterr().err.count("\n") == 1
 
     def test_a_live_camera_cannot_be_replayed(
         self, tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]

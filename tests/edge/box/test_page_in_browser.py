@@ -1,4 +1,4 @@
-"""The live page of a running box in a real Chromium: the picture is there, the panel is filled, a screenshot proves it."""
+"""The live page of a running box in a real Chromium: the picture moves, the panel is filled, a screenshot shows it."""
 
 import json
 import threading
