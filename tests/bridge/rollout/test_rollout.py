@@ -1,4 +1,4 @@
-"""Boxes, a real broker and a real PostgreSQL: waves, a stop on the first failure, an abort, a killed driver."""
+"""P41: boxes, a real broker and a real PostgreSQL: waves, a stop on the first failure, an abort, a killed driver."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Pull: an offered bundle is fetched once, taken like any other, and its end is told; a bad offer changes nothing."""
+"""P39 and P40: an offered bundle is fetched once, taken like any other, and its end is told; a bad offer changes nothing."""
 
 import hashlib
 import queue
