@@ -307,6 +307,38 @@ FROM report.models WHERE {CHOSEN_BOX} AND (golden <> 'ok' OR attempts IS NOT NUL
     ),
 )  # fmt: skip
 
+ROLLOUTS = (
+    Panel(
+        "Roll-outs",
+        "table",
+        """
+SELECT rollout_id AS "roll-out", started_at AS began, state, wave, boxes, committed, under_way AS "under way", failed,
+    reason
+FROM report.rollouts ORDER BY 1 DESC, 4 LIMIT 50""",
+        {
+            "roll-out": "number", "began": "time", "state": "text", "wave": "number", "boxes": "number",
+            "committed": "number", "under way": "number", "failed": "number", "reason": "text",
+        },
+        "One row a wave, the newest first. A wave begins when the one before has ended.",
+        w=14,
+        h=6,
+        colours={"running": AMBER, "done": GREEN, "stopped": RED, "aborted": GREY},
+    ),
+    Panel(
+        "Boxes that did not take the newest roll-out",
+        "table",
+        f"""
+SELECT site, box, wave, state, reason FROM report.rollout_boxes
+WHERE rollout_id = (SELECT max(rollout_id) FROM report.rollouts) AND state <> 'committed' AND {CHOSEN_BOX}
+ORDER BY state IN ('waiting', 'offered', 'taken'), site, box LIMIT 200""",
+        {"site": "text", "box": "text", "wave": "number", "state": "text", "reason": "text"},
+        "Failed ones first; they run what they ran before.",
+        w=10,
+        h=6,
+        colours={"rolled_back": RED, "refused": RED, "silent": GREY, "taken": AMBER, "offered": AMBER},
+    ),
+)  # fmt: skip
+
 FLEET = Dashboard(
     "facefleet-fleet",
     "Fleet",
@@ -316,6 +348,6 @@ FLEET = Dashboard(
     variables=VARIABLES,
     items=(
         Row("Boxes and centre"), *BOXES, Row("Frames"), *FRAMES, Row("Delivery"), *DELIVERY,
-        Row("Hardware"), *HARDWARE, Row("What runs"), *SOFTWARE,
+        Row("Hardware"), *HARDWARE, Row("What runs"), *SOFTWARE, Row("Roll-outs"), *ROLLOUTS,
     ),
 )  # fmt: skip
