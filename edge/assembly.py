@@ -17,7 +17,7 @@ from edge.capture.masks import Masks
 from edge.capture.spec import SourceSpec
 from edge.config import Camera, HeadConfig, LoadedConfig
 from edge.config import Source as SourceConfig
-from edge.errors import ConfigError, ModelError
+from edge.errors import ModelError
 from edge.models.bundle import Bundle, load_bundle
 from edge.models.runtime import Loaded, Runtime, load_model
 from edge.pipeline import Pipeline, flat_attributes
@@ -95,17 +95,11 @@ def source_spec(config: LoadedConfig, camera: Camera) -> SourceSpec:
     """
     source: SourceConfig = camera.source
     kind = source.kind(config.base)
-    password = None
-    if source.password is not None:
-        try:
-            password = source.password.read(config.credential_dirs)
-        except ValueError as error:
-            raise ConfigError(f"camera {camera.id}: {error}") from error
     return SourceSpec(
         kind=kind,
         location=str(source.location(config.base)) if kind in ("file", "folder") else str(source.uri),
         user=source.user,
-        password=password,
+        password=config.secret(source.password, f"camera {camera.id}"),
         fps=source.fps,
         hw_decode=source.hw_decode,
         transport=source.transport,
@@ -120,12 +114,7 @@ def preview_token(config: LoadedConfig) -> str | None:
         ConfigError: the named credential cannot be read.
     """
     settings = config.box.preview
-    if not settings.enabled or settings.token is None:
-        return None
-    try:
-        return settings.token.read(config.credential_dirs)
-    except ValueError as error:
-        raise ConfigError(f"preview.token: {error}") from error
+    return config.secret(settings.token, "preview.token") if settings.enabled else None
 
 
 def build_pipeline(

@@ -265,6 +265,17 @@ class LoadedConfig(msgspec.Struct, frozen=True):
         """Return the folders that named secrets may lie in, besides systemd's."""
         return ((self.base / (self.box.credentials_dir or "credentials")).resolve(),)
 
+    def secret(self, credential: Credential | None, whose: str) -> str | None:
+        """Return a named secret, None where none is named.
+
+        Raises:
+            ConfigError: it cannot be read; begins with `whose`.
+        """
+        try:
+            return None if credential is None else credential.read(self.credential_dirs)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{whose}: {error}") from error
+
 
 def _readable(address: str) -> bool:
     try:

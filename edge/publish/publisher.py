@@ -20,7 +20,6 @@ import msgspec
 
 from edge.box.facts import boot_id, machine_id
 from edge.config import LoadedConfig
-from edge.errors import ConfigError
 from edge.link import Link, LinkSettings, Message, Will
 from edge.publish.delivery import Delivery, DeliverySettings
 from edge.publish.outbox import Outbox
@@ -393,12 +392,6 @@ def publisher_settings(config: LoadedConfig, stream: int) -> PublisherSettings:
         ConfigError: the broker's password is nowhere to be found.
     """
     box, mqtt = config.box, config.box.mqtt
-    password = None
-    if mqtt.password is not None:
-        try:
-            password = mqtt.password.read(config.credential_dirs)
-        except ValueError as error:
-            raise ConfigError(f"mqtt.password: {error}") from error
     tls = mqtt.tls
     link = LinkSettings(
         host=mqtt.host,
@@ -406,7 +399,7 @@ def publisher_settings(config: LoadedConfig, stream: int) -> PublisherSettings:
         port=mqtt.port,
         protocol=mqtt.protocol,
         user=mqtt.user,
-        password=password,
+        password=config.secret(mqtt.password, "mqtt.password"),
         ca=config.base / tls.ca if tls else None,
         cert=config.base / tls.cert if tls and tls.cert else None,
         key=config.base / tls.key if tls and tls.key else None,

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 
 from edge.config import load_box
+from edge.errors import ConfigError
 from edge.link import Link, LinkSettings, Message
 from edge.publish.publisher import publisher_settings
 from edge.wire import (
@@ -47,7 +48,13 @@ def tail(args: argparse.Namespace) -> int:
 
     Returns:
         0 when interrupted; 1 when the broker refuses us.
+
+    Raises:
+        ConfigError: the topic or the port is none.
     """
+    check_filter(args.topic)
+    if not 1 <= args.port <= 65535:
+        raise ConfigError(f"--port is {args.port}, expected 1–65535")
     topics = args.topic if args.topic.startswith(f"{ROOT}/") else f"{ROOT}/{args.topic}"
     settings = LinkSettings(args.host, "", args.port, "3.1.1")  # which every broker speaks
     if args.config is not None:
@@ -63,16 +70,20 @@ def tail(args: argparse.Namespace) -> int:
         subscriptions=[(name, 0) for name in wanted],
     )
     words: Words = {}
+    trouble = ""
     link.start()
     try:
         while True:
             said = heard.get()
             link.check()
             if isinstance(said, str):
-                print(f"broker {settings.host}:{settings.port}: {said}", file=sys.stderr)
+                if said != trouble:  # once: it is tried again for as long as somebody waits
+                    print(f"broker {settings.host}:{settings.port}: {said}; trying again", file=sys.stderr)
+                trouble = said
                 if said.startswith("refused"):
                     return 1
                 continue
+            trouble = ""
             learn(words, said.topic, said.payload)
             if matches(topics, said.topic):
                 print(readable(said.topic, said.payload, words, retained=said.retain), flush=True)
@@ -80,6 +91,14 @@ def tail(args: argparse.Namespace) -> int:
         return 0
     finally:
         link.stop()
+
+
+def check_filter(topic_filter: str) -> None:
+    """Raise ConfigError for what a broker would hang up on (MQTT 5, section 4.7.1)."""
+    *before, last = topic_filter.split("/")
+    stray = any("#" in level for level in before) or ("#" in last and last != "#")
+    if stray or any("+" in level and level != "+" for level in (*before, last)) or not topic_filter:
+        raise ConfigError(f"topic is {topic_filter!r}; expected levels like demo/+/events, and # only as the last one")
 
 
 def matches(topic_filter: str, topic: str) -> bool:

@@ -11,8 +11,9 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from edge.errors import ConfigError
 from edge.link import Link, LinkSettings
-from edge.publish.tail import learn, matches, readable
+from edge.publish.tail import check_filter, learn, matches, readable
 from edge.wire import (
     Batch,
     BoxState,
@@ -137,3 +138,14 @@ def test_tail_prints_what_goes_over_a_real_broker(broker: Mosquitto | Amqtt, tmp
     printed = (tmp_path / "out").read_text()
     assert re.search(r'"camera": "door"', printed)
     assert '"state"' not in printed, "births are listened to for their words, not printed unless asked for"
+
+
+@pytest.mark.parametrize("wrong", ["", "demo/#/events", "demo/+x/events", "demo/a#"])
+def test_a_topic_that_no_broker_takes_is_refused_before_anybody_is_asked(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="expected levels like"):
+        check_filter(wrong)
+
+
+@pytest.mark.parametrize("right", ["#", "+", "demo/+/events", "demo/lobby-1/#", "+/+/health"])
+def test_a_topic_of_levels_is_taken(right: str) -> None:
+    check_filter(right)
