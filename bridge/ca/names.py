@@ -46,7 +46,9 @@ class Name:
                 ("read", f"{ROOT}/+/+/events"),
                 ("read", f"{ROOT}/+/+/state"),
                 ("read", f"{ROOT}/+/+/health"),
+                ("read", f"{ROOT}/+/+/flash"),
                 ("write", f"{ROOT}/+/+/ack"),
+                ("write", f"{ROOT}/+/+/offer"),
                 ("write", f"{ROOT}/bridge/{self.id}/state"),
             ]
         own = f"{ROOT}/{self.site}/{self.id}"
@@ -54,7 +56,9 @@ class Name:
             ("write", f"{own}/events"),
             ("readwrite", f"{own}/state"),
             ("readwrite", f"{own}/health"),
+            ("write", f"{own}/flash"),
             ("read", f"{own}/ack"),
+            ("read", f"{own}/offer"),
             ("read", f"{ROOT}/bridge/+/state"),
         ]
 
