@@ -101,9 +101,7 @@ def seed(dsn: str, now: datetime) -> None:
         for box in LIVE:
             waiting += messages(box, rng, now)
         waiting.sort(key=lambda item: item[0])
-        live = [item for item in waiting if item[0] > now - LIVE_FOR]
-        store.write([message for _, message in waiting[: -len(live)]])
-        for moment, message in live:  # one by one, as they came: their lag is looked at
+        for moment, message in waiting:  # one by one, as they came: their lag is looked at
             moment += timedelta(seconds=rng.uniform(0.02, 0.3))
             store.write([message])
         moment = now
