@@ -11,3 +11,7 @@ class QuantizeError(ConvertError):
 
 class PackageError(ConvertError):
     """A bundle folder that cannot be written or is not complete."""
+
+
+class CheckpointError(ConvertError):
+    """A checkpoint that is not what it claims, holds what we cannot convert, or wants to run code."""
