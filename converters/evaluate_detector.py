@@ -257,7 +257,7 @@ def show(table: Mapping[str, Mapping[str, Report]], console: Console) -> None:
     console.print(grid)
 
 
-REPORTED = ("face_mask/test", "fairface", "london", "mik1i/negatives")
+REPORTED = ("face_mask/test", "london", "mik1i/negatives")
 
 
 def evaluate(bundle: Bundle, args: argparse.Namespace) -> int:
