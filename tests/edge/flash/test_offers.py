@@ -1,4 +1,4 @@
-"""P39 and P40: an offered bundle is fetched once, taken like any other, and its end is told; a bad offer changes nothing."""
+"""P39 and P40: an offered bundle is fetched once, taken like any other, its end is told; a bad one changes nothing."""
 
 import hashlib
 import queue
