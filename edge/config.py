@@ -158,6 +158,11 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert: str | None = None
     key: str | None = None
 
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            missing = "cert" if self.cert is None else "key"
+            raise KeyMistake(missing, "missing", "cert and key together, or neither")
+
 
 class Mqtt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The broker."""

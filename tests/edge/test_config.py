@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge.config import Box, load_box
+from edge.config import Box, GateConfig, OutboxConfig, Preview, load_box
 from edge.errors import ConfigError
 
 SOUND = """\
@@ -162,3 +162,25 @@ def test_the_schema_knows_every_key() -> None:
     schema = json.dumps(msgspec.json.schema(Box))
     for key in Box.__struct_fields__:
         assert f'"{key}"' in schema
+
+
+def test_the_example_is_sound_and_shows_every_key() -> None:
+    example = Path(__file__).parents[2] / "config" / "box.yaml"
+    load_box(example)
+    text = example.read_text()
+    structs = msgspec.json.schema(Box)["$defs"].values()
+    keys = {key for struct in structs for key in struct["properties"]} - {"credential"}
+    assert not {key for key in keys if f"{key}:" not in text}
+
+
+def test_the_example_shows_the_defaults_it_does_not_mean_to_change() -> None:
+    example = load_box(Path(__file__).parents[2] / "config" / "box.yaml").box
+    camera = example.cameras[0]
+    for section in (example.outbox, camera.source.silence_s, example.preview, example.presence_s, example.health_s):
+        assert section in (OutboxConfig(), 20.0, Preview(), 60)
+    assert camera.gate == GateConfig(enabled=True)
+
+
+def test_a_certificate_without_its_key_is_a_mistake(tmp_path: Path) -> None:
+    told = refusal(tmp_path, SOUND + "mqtt: {tls: {ca: ca.pem, cert: box.pem}}\n")
+    assert "mqtt.tls.key is missing, expected cert and key together" in told
