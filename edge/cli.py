@@ -133,6 +133,20 @@ def _certificate(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _install(args: argparse.Namespace) -> int:
+    from edge.install.system import install
+
+    install(args.root.resolve(), args.wheels, "bridge" if args.bridge else "edge", print)
+    return EXIT_OK
+
+
+def _uninstall(args: argparse.Namespace) -> int:
+    from edge.install.system import uninstall
+
+    uninstall(args.root.resolve(), print, purge=args.purge)
+    return EXIT_OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="facefleet-edge",
@@ -198,6 +212,20 @@ def _parser() -> argparse.ArgumentParser:
     accept.add_argument("file", help="a file, or - for standard input")
     for action in (request, accept):
         action.add_argument("--folder", type=Path, help="of key and certificate (default /var/lib/facefleet/tls)")
+
+    install = add(
+        "install",
+        _install,
+        "Put program, units and user into a system, live or on a mounted card, from a folder of wheels, without a "
+        "network. A second time brings it up to date.",
+        "wheels/ --root /mnt/card",
+    )
+    install.add_argument("wheels", type=Path, help="made with: pip wheel -w wheels '.[edge]'")
+    install.add_argument("--bridge", action="store_true", help="the centre's program instead of a box's")
+    uninstall = add("uninstall", _uninstall, "Take all of it away again.", "--root /mnt/card")
+    uninstall.add_argument("--purge", action="store_true", help="what was flashed, and events not delivered, too")
+    for sub in (install, uninstall):
+        sub.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="of the system (default /)")
 
     add_verbs(add)
     return parser
