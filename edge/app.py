@@ -109,7 +109,11 @@ class Box:
             max_age_s=config.box.outbox.max_days * 86400,
             deflate=config.box.mqtt.deflate,
         )
-        self.publisher = Publisher(settings, self.outbox)
+        try:
+            self.publisher = Publisher(settings, self.outbox)
+        except BaseException:
+            self.outbox.close()
+            raise
         closing.callback(self.publisher.stop)  # closes the outbox, whether or not the rest could start
         self.cameras = [self._camera(i, observers) for i in range(len(config.box.cameras))]
         self._page_lock, self._page_at_s = threading.Lock(), float("-inf")

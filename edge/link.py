@@ -24,6 +24,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge.errors import EdgeError
+
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0  # for TCP, TLS, CONNACK and SUBACK together
@@ -32,7 +34,7 @@ WINDOW_311 = 20  # MQTT 3.1.1 cannot say its window: Mosquitto's default
 STABLE_S = 10.0  # a connection shorter than this does not reset the backoff: two boxes with one id would hammer
 
 
-class LinkError(Exception):
+class LinkError(EdgeError):
     """The connection cannot be set up as configured: a certificate that is not there, a protocol unknown."""
 
 

@@ -115,6 +115,17 @@ def test_a_page_that_cannot_listen_leaves_no_outbox_open(
     file.close()
 
 
+def test_a_certificate_that_is_not_there_is_told_and_leaves_no_outbox_open(
+    box: Any, street: Path, tmp_path: Path
+) -> None:
+    mqtt = {"port": 9, "tls": {"ca": "gone.pem"}}
+    with pytest.raises(EdgeError, match=r"gone\.pem"):
+        run_box(box({"door": {"uri": str(street)}}, mqtt=mqtt))
+    with sqlite3.connect(tmp_path / "state" / "outbox.db") as file:
+        file.execute("BEGIN EXCLUSIVE")
+    file.close()
+
+
 def test_a_secret_of_the_live_page_that_is_not_there_is_told_before_models_are_loaded(
     box: Any, street: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
