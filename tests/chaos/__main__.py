@@ -5,6 +5,7 @@ from a seeded list. At the end a ledger; exit status 1 when an event is missing 
 """
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.broker == "amqtt" and options.protocol == "5":
         print("amqtt speaks MQTT 3.1.1 only; give --protocol 3.1.1", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing is left running
     console = Console(stderr=True)
     said_s = 0.0
     bar = Progress(
@@ -122,8 +124,10 @@ def _parser() -> argparse.ArgumentParser:
         "--sabotage", choices=(sabotage.HONEST, sabotage.ACK_BEFORE_COMMIT, sabotage.DELETE_ON_PUBACK),
         default=sabotage.HONEST, help="break the product on purpose: the ledger must turn red",
     )  # fmt: skip
-    parser.add_argument("--script", choices=("drawn", "stalled bridge", "read-only"), default="drawn",
-                        help="drawn from the seed, or what a sabotaged build must fail")  # fmt: skip
+    parser.add_argument(
+        "--script", choices=("drawn", "stalled bridge", "read-only", "unheard restore"), default="drawn",
+        help="drawn from the seed; the others are short stories, two of which sabotaged builds must fail",
+    )  # fmt: skip
     parser.add_argument("--all-small", action="store_true", help="small outboxes everywhere: acked batches go soon")
     return parser
 

@@ -30,7 +30,7 @@ DAY_S = 86_400.0
 KILLS = {"kill box": 50, "kill bridge": 20, "kill broker": 15, "kill PostgreSQL": 15}
 OTHERS = {
     "cut link": 10, "half-open link": 8, "slow link": 6, "clock step": 6, "disk full": 8, "read-only database": 6,
-    "dropped sessions": 4, "echo": 8, "twin": 5, "cloned folder": 5, "wiped folder": 4, "staging bridge": 5,
+    "dropped sessions": 4, "echo": 8, "twin": 3, "cloned folder": 3, "wiped folder": 4, "staging bridge": 5,
 }  # fmt: skip
 QUIET_SHARE = 0.04  # of the run, at its beginning and end
 
@@ -50,12 +50,12 @@ def drawn(options: Options) -> list[Fault]:
     begin_s, end_s = QUIET_SHARE * options.seconds, (1 - 2 * QUIET_SHARE) * options.seconds
     kills = _spread(rng, KILLS, options.kills, begin_s, end_s)
     others = _spread(rng, OTHERS, max(len(OTHERS), options.kills), begin_s, end_s)
-    restores = max(1, round(options.seconds / 400.0))
     found = kills + others
-    for i in range(restores):  # an older database: remembered at one time, put back at another
-        part_s = (end_s - begin_s) / restores
-        found.append(Fault(begin_s + (i + rng.uniform(0.1, 0.4)) * part_s, "backup"))
-        found.append(Fault(begin_s + (i + rng.uniform(0.5, 0.9)) * part_s, "restore"))
+    restores = max(1, round(options.seconds / 400.0))
+    for i in range(restores):  # in the first half: all that came since the backup has to come once more
+        part_s = (end_s - begin_s) / 2.0 / restores
+        found.append(Fault(begin_s + (i + rng.uniform(0.2, 0.5)) * part_s, "backup"))
+        found.append(Fault(begin_s + (i + rng.uniform(0.6, 0.9)) * part_s, "restore"))
     return sorted(found)
 
 
@@ -68,6 +68,9 @@ def script(options: Options) -> list[Fault]:
             return [
                 Fault(at, what) for t in (3.0, 8.0) for at, what in ((t, "read-only database"), (t + 1, "kill bridge"))
             ]
+        case "unheard restore":  # the streams the older database does not know have ended before it is back
+            times = ((2.0, "stop boxes"), (3.0, "backup"), (9.0, "stop boxes"), (10.0, "restore"))
+            return [Fault(at_s, what) for at_s, what in times]
     return drawn(options)
 
 
@@ -154,6 +157,7 @@ class Faults:
             "cloned folder": lambda: self._twin(cloned=True),
             "wiped folder": self._wipe,
             "staging bridge": self._stage,
+            "stop boxes": self._stop_boxes,
             "backup": self._backup,
             "restore": self._restore,
         }
@@ -259,6 +263,12 @@ class Faults:
             except OSError:
                 pass
         self._in(self._rng.uniform(2.0, 8.0), "end disk full", lambda: filler.unlink(missing_ok=True))
+
+    def _stop_boxes(self) -> None:
+        """Stop all boxes in good order for some seconds, nothing left to send."""
+        for fleet in self._world.fleets:
+            fleet.stop()
+            self._in(3.0, f"end stop of {fleet.name}", fleet.start)
 
     def _twin(self, *, cloned: bool) -> None:
         """Start a second box under the id of another, on a fresh folder or on a copy of the other's."""

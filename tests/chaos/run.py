@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.faults import Faults, script
-from tests.chaos.judge import Verdict, judge
-from tests.chaos.witness import accepted_in, spans
+from tests.chaos.judge import Excuse, Verdict, judge
+from tests.chaos.witness import accepted_in, held_in, spans
 from tests.chaos.world import Fleet, Options, World, run_folder
 
 log = logging.getLogger(__name__)
 
 TURN_S = 0.1
-DRAIN_S = 150.0
+PATIENCE_S = 60.0  # without any progress, before what is still unacked counts as stuck
 LEARN_S = 9.0  # boxes go on a little, so that acks tell them of a restored database
 Progress = Callable[[str, float, int, int], None]  # phase, share done, accepted, kills
 
@@ -60,7 +60,8 @@ def run(options: Options, progress: Progress = lambda *_: None) -> Result:
         progress("judging", 1.0, _accepted(world), sum(world.kills.values()))
         files = [path for fleet in (*world.fleets, *world.twins) for path in fleet.outboxes()]
         accepted = spans(world.ledger) + [span for path in files for span in accepted_in(path)]
-        verdict = judge(world.dsn(), accepted, faults.excuses)
+        held = [span for path in files for span in held_in(path)] if undelivered else []
+        verdict = judge(world.dsn(), accepted, [*faults.excuses, Excuse("nobody: still in an outbox", held, [])])
         said = [said for fleet in (*world.fleets, *world.twins) for said in fleet.said.values()]
         return Result(
             verdict, world.kills, faults.done, world.deaths, undelivered,
@@ -117,13 +118,16 @@ def _different(world: World) -> list[Fleet]:
 
 
 def _drain(world: World, fleets: list[Fleet], progress: Progress) -> dict[str, dict[str, Any]]:
-    end_s = time.monotonic() + DRAIN_S
     for fleet in fleets:
         fleet.order(rate_hz=0.0)
-    time.sleep(2.0)
+    time.sleep(1.5)
+    end_s, least = time.monotonic() + PATIENCE_S, 1 << 60
     while not all(fleet.drained for fleet in fleets) and time.monotonic() < end_s:
         world.tend()
-        progress("draining", 1.0, _accepted(world), sum(world.kills.values()))
+        waiting = sum(said["pending"] for fleet in fleets for said in fleet.said.values())
+        if waiting < least:
+            end_s, least = time.monotonic() + PATIENCE_S, waiting
+        progress(f"draining {waiting:,}", 1.0, _accepted(world), sum(world.kills.values()))
         time.sleep(0.3)
     silent = {fleet.name: {"pending": 0, "status": "silent"} for fleet in fleets if not fleet.said}
     return silent | {

@@ -64,7 +64,7 @@ class Options:
     small_bytes: int = 512 << 10
     all_small: bool = False
     sabotage: str = sabotage.HONEST
-    script: Literal["drawn", "stalled bridge", "read-only"] = "drawn"
+    script: Literal["drawn", "stalled bridge", "read-only", "unheard restore"] = "drawn"
     keep: Path | None = None
 
 
