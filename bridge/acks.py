@@ -19,17 +19,29 @@ class AckBook:
         self._every_s = every_s
         self._owed: dict[Box, OrderedDict[int, Covered]] = {}
         self._said_at_s: dict[Box, float] = {}
+        self._complete: set[Box] = set()
 
-    def note(self, box: Box, covered: Iterable[Covered]) -> None:
-        """Owe a box an ack that says this; of each stream the newest word counts."""
+    def note(self, box: Box, covered: Iterable[Covered], *, complete: bool = False) -> None:
+        """Owe a box an ack that says this; of each stream the newest word counts.
+
+        `complete`: this is all the database holds of the box. What is added before it is said leaves it complete.
+        """
         streams = self._owed.get(box) or OrderedDict()
         for one in covered:
             streams[one.stream] = one
             streams.move_to_end(one.stream)
             if len(streams) > MOST_STREAMS:
                 streams.popitem(last=False)
+                self._complete.discard(box)
+                complete = False
         if streams:
             self._owed[box] = streams
+            if complete:
+                self._complete.add(box)
+
+    def is_complete(self, box: Box) -> bool:
+        """Tell whether the ack owed to a box names every stream of it that the database knows (P23)."""
+        return box in self._complete
 
     def due(self, now_s: float) -> list[tuple[Box, tuple[Covered, ...]]]:
         """Return the acks that may go now; each stays owed until `said`."""
@@ -42,6 +54,7 @@ class AckBook:
     def said(self, box: Box, now_s: float) -> None:
         """Take note that a box's ack has been published."""
         self._owed.pop(box, None)
+        self._complete.discard(box)
         self._said_at_s[box] = now_s
         if len(self._said_at_s) > 10_000:
             self._said_at_s = {b: t for b, t in self._said_at_s.items() if now_s - t < self._every_s}

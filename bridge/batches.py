@@ -1,13 +1,13 @@
 """Payloads → batches with the bytes and digests of their events. Pure; what the store does first with a message."""
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 
 import msgspec
 
-from edge.wire import Batch, Vocabulary, WireError, decode_batch, inflate
+from edge.wire import AnyEvent, Batch, Loss, Vocabulary, WireError, check_batch, decode_batch, inflate
 
 DIGEST_BYTES = 8
 MAX_NAME = 200  # characters of a camera, head or label
@@ -31,6 +31,7 @@ class Parsed:
     batch: Batch
     raw: tuple[bytes, ...]
     digests: bytes
+    illegible: dict[int, str] = field(default_factory=dict)  # sequence number → why it is no event we know (P7)
 
     def digest(self, seq: int) -> bytes:
         """Return the content digest of one event."""
@@ -61,6 +62,8 @@ class _RawBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 _raw_batch = msgspec.msgpack.Decoder(_RawBatch)
+_event = msgspec.msgpack.Decoder(AnyEvent)
+NOTHING = Loss(0, 0, 0, 0)  # stands where an event cannot be read: of no stream, so it covers and counts nothing
 
 
 def read(payload: bytes) -> Parsed:
@@ -72,7 +75,11 @@ def read(payload: bytes) -> Parsed:
     Raises:
         WireError: it does not follow the contract (P6, P7).
     """
-    batch = decode_batch(payload)
+    illegible: dict[int, str] = {}
+    try:
+        batch = decode_batch(payload)
+    except WireError as error:
+        batch, illegible = _decode_singly(payload, error)
     if not (abs(batch.base_ms) < 2**62 and 0 <= batch.clock < 2**15 and 0 <= batch.vocabulary_digest < 2**32):
         raise WireError(
             f"batch has base_ms {batch.base_ms}, clock {batch.clock}, vocabulary digest {batch.vocabulary_digest}, "
@@ -89,7 +96,34 @@ def read(payload: bytes) -> Parsed:
         digests.append(hasher.digest())
     if batch.vocabulary is not None:
         check_vocabulary(batch.vocabulary)
-    return Parsed(batch, raw, b"".join(digests))
+    return Parsed(batch, raw, b"".join(digests), illegible)
+
+
+def _decode_singly(payload: bytes, error: WireError) -> tuple[Batch, dict[int, str]]:
+    """Read a batch event by event: a newer box's event, or a spoilt one, costs itself and not its neighbours.
+
+    Raises:
+        WireError: the given one, when the events are not to blame.
+    """
+    try:
+        loose = _raw_batch.decode(inflate(payload))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, WireError):
+        raise error from None
+    events: list[AnyEvent] = []
+    illegible: dict[int, str] = {}
+    for seq, raw in enumerate(loose.events, loose.first_seq):
+        try:
+            events.append(_event.decode(raw))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
+            events.append(NOTHING)
+            illegible[seq] = f"not an event: {why}"
+    if not illegible:
+        raise error
+    batch = Batch(
+        loose.schema, loose.stream, loose.first_seq, loose.base_ms, loose.clock, loose.vocabulary_digest,
+        tuple(events), loose.vocabulary,
+    )  # fmt: skip
+    return check_batch(batch), illegible
 
 
 def check_vocabulary(vocabulary: Vocabulary) -> None:

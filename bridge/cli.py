@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from bridge.app import Bridge
 from bridge.ca import verbs as ca
 from bridge.config import full_dsn, load_bridge
 from bridge.dashboards import generate
+from bridge.erase import erase
 from bridge.errors import BridgeError, ConfigError
 from bridge.heartbeat import Heartbeat
 from bridge.local import LOCAL_DATABASE, Local, Ready
@@ -131,6 +133,23 @@ def rollout(options: argparse.Namespace) -> int:
     action: Callable[[argparse.Namespace, threading.Event], int] = options.action
     with _stop_signals() as stop:
         return action(options, stop)
+
+
+def erase_(options: argparse.Namespace) -> int:
+    """Erase a span of one box, after having said what that would be."""
+    box, since, until = options.box, options.since, options.until
+    dsn = _dsn(options)
+    if options.dry_run or not options.yes:
+        print(f"{box}: would erase {erase(dsn, box, since, until, dry_run=True)}", flush=True)
+    if options.dry_run:
+        return OK
+    if not options.yes:
+        if not sys.stdin.isatty():
+            return _fail("nothing was erased: there is nobody to ask, so give --yes", USAGE)
+        if input(f"There is no way back but a backup. Type {box} to erase it: ").strip() != box:
+            return _fail("nothing was erased", FAILURE)
+    print(f"{box}: erased {erase(dsn, box, since, until)}")
+    return OK
 
 
 def grafana(options: argparse.Namespace) -> int:
@@ -323,6 +342,25 @@ def _parser() -> argparse.ArgumentParser:
             )
 
     sub = verb(
+        "erase",
+        erase_,
+        "erase what a box saw, for good",
+        "Delete every trace of the people a box saw in a span of time: visits that reach into it, updates, presence,\n"
+        "health, dead letters, quarantine, and what they counted in rollups. What the box still sends of that span\n"
+        "later is counted and dropped. Times without an offset are local at the site.\n\n"
+        "  facefleet-bridge erase --box lab/door-1 --dry-run config/bridge.yaml\n"
+        "  facefleet-bridge erase --box lab/door-1 --from 2026-05-04T10:00 --to 2026-05-04T10:30 \\\n"
+        "      --dsn postgresql://operator@127.0.0.1/facefleet",
+    )
+    sub.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a bridge's YAML; its dsn is used")
+    sub.add_argument("--dsn", help="of a member of facefleet_migrator; no password, use PGPASSFILE for it")
+    sub.add_argument("--box", required=True, metavar="SITE/BOX", help="which box")
+    sub.add_argument("--from", dest="since", type=_time, metavar="TIME", help="from when on; since ever unless given")
+    sub.add_argument("--to", dest="until", type=_time, metavar="TIME", help="up to when; up to now unless given")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would go")
+    sub.add_argument("--yes", action="store_true", help="do not ask")
+
+    sub = verb(
         "grafana",
         grafana,
         "dashboards, alarms and data source for Grafana",
@@ -357,6 +395,13 @@ def _days(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 3660:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of days, expected 1–3660")
     return int(text)
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time, expected such as 2026-05-04T10:30") from None
 
 
 def _uuid(text: str) -> UUID:

@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 from bridge.batches import Incoming
 from bridge.errors import BridgeError
 from bridge.store import Store
-from edge.wire import WireError, decode_batch, parse_topic
+from edge.wire import WireError, decode_batch, inflate, parse_topic
 
 _SELECT = (
     "SELECT dead_letter_id AS id, first_at, last_at, times, reason, error, topic, stream, seq, raw "
@@ -45,12 +45,23 @@ class DeadLetter:
         try:
             content = json.dumps(msgspec.to_builtins(decode_batch(self.raw)))
         except WireError:
-            content = f"{len(self.raw)} bytes, unreadable: {self.raw[:256].hex()}{'…' if len(self.raw) > 256 else ''}"
+            content = (
+                _newer(self.raw)
+                or f"{len(self.raw)} bytes, unreadable: {self.raw[:256].hex()}{'…' if len(self.raw) > 256 else ''}"
+            )
         key = f"stream {self.stream:016x}, event {self.seq}" if self.stream is not None else "a whole message"
         return (
             f"dead letter {self.id}: {self.reason}\n{self.error}\n{self.topic}: {key}\n"
             f"came {self.times} times, from {self.first_at} to {self.last_at}\n{content}"
         )
+
+
+def _newer(raw: bytes) -> str:
+    """Return what is well-formed but beyond this version as JSON, without names; "" when it is not even that."""
+    try:
+        return json.dumps(msgspec.msgpack.decode(inflate(raw)), default=repr)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        return ""
 
 
 def newest(dsn: str, limit: int) -> list[DeadLetter]:

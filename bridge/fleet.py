@@ -80,9 +80,9 @@ def _born(connection: Connection, box_id: int, stream: int, newest: int | None, 
     if row == (True, True):
         return False  # a birth heard again after its successor's
     connection.execute(
-        "INSERT INTO streams (stream, box_id, born, first_at, last_at) VALUES (%s, %s, true, %s, %s) "
-        "ON CONFLICT DO NOTHING",
-        (stream, box_id, at, at),
+        "INSERT INTO streams (stream, box_id, born, first_at, last_at, erased) VALUES "
+        "(%s, %s, true, %s, %s, EXISTS (SELECT FROM tombstones WHERE box_id = %s)) ON CONFLICT DO NOTHING",
+        (stream, box_id, at, at, box_id),
     )
     locked = connection.execute(
         "SELECT stream FROM streams WHERE (box_id = %s AND NOT superseded) OR stream = %s ORDER BY stream FOR UPDATE",

@@ -25,6 +25,8 @@ def maintain(connection: Connection, now: datetime, retention: timedelta) -> Non
     connection.execute("DELETE FROM open_visits WHERE last_at < %s", (oldest,))
     connection.execute("DELETE FROM quarantine WHERE received_at < %s", (oldest,))
     connection.execute("DELETE FROM dead_letters WHERE last_at < %s", (oldest,))
+    # What is older goes to quarantine when it comes now: no need to know its visits any longer.
+    connection.execute("DELETE FROM erased_tracks WHERE erased_at < %s", (oldest,))
     # Days follow their hours to zero by trigger; two days later nothing can be counted into them any more.
     connection.execute("DELETE FROM attribute_days WHERE bucket < %s", (oldest - timedelta(days=2),))
     connection.execute(

@@ -4,11 +4,13 @@
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from bridge.batches import Incoming, Parsed
 from bridge.copy import Layout, timestamp
+from bridge.graves import Graves, Key
 from bridge.meaning import EMPTY, Meaning
 from edge.wire import Confirmed, Ended, Loss, Presence, Update, WireError
 
@@ -18,8 +20,6 @@ VISIT = Layout("qiqqqqqhhhhhhhhihi", tail=2)
 OPEN = Layout("qiqqqqqhhhhhhhhi", tail=2)
 UPDATE = Layout("qqqiqqhhhhh", tail=2)
 PRESENCE = Layout("qqqiiiqi")
-
-Key = tuple[int, int, int]  # stream, camera_id, track: one visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,7 @@ class Rows:
     """Rows of one transaction, packed for COPY, and what does not become a row."""
 
     retention_ms: int
+    graves: Mapping[int, Graves] = field(default_factory=dict)  # by stream, of boxes of which something was erased
     visits: list[bytes] = field(default_factory=list)
     updates: list[bytes] = field(default_factory=list)
     presence: list[bytes] = field(default_factory=list)
@@ -132,6 +133,7 @@ class Rows:
     losses: list[Lost] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
+    erased: list[int] = field(default_factory=list)  # the tombstones of events that came too late
 
     def add(self, run: Run) -> None:
         """Turn a run into rows; an event that cannot be one becomes a dead letter, and its neighbours live."""
@@ -139,8 +141,15 @@ class Rows:
         base, stream, start = batch.base_ms, batch.stream, batch.first_seq
         now_ms = int(run.message.received_at.timestamp() * 1000)
         oldest, newest = now_ms - self.retention_ms, now_ms + FUTURE_MS
+        graves = self.graves.get(stream)
         for seq in range(run.first, run.last + 1):
             event = batch.events[seq - start]
+            if run.parsed.illegible and seq in run.parsed.illegible:
+                self.bury(run, seq, "unknown event", run.parsed.illegible[seq])
+                continue
+            if graves is not None and (tombstone := graves.holds(stream, run.meaning, event, base)) is not None:
+                self.erased.append(tombstone)
+                continue
             if isinstance(event, Loss):
                 self._loss(run, seq, event)
                 continue
@@ -241,5 +250,3 @@ class Rows:
             self.open[key] = seen
         else:
             known.merge(seen)
-
-

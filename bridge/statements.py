@@ -11,10 +11,11 @@ CREATE TEMP TABLE IF NOT EXISTS in_open (LIKE facefleet.open_visits) ON COMMIT D
 CREATE TEMP TABLE IF NOT EXISTS in_updates (LIKE facefleet.track_updates) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_presence (LIKE facefleet.presence) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_delta (LIKE facefleet.rollup_hours) ON COMMIT DELETE ROWS;
+CREATE TEMP TABLE IF NOT EXISTS in_erased (stream bigint, camera_id integer, track bigint) ON COMMIT DELETE ROWS;
 ALTER TABLE in_open ALTER COLUMN closed SET DEFAULT false;
 """
 
-EMPTY_TEMPORARY = "TRUNCATE in_visits, in_open, in_updates, in_presence, in_delta"
+EMPTY_TEMPORARY = "TRUNCATE in_visits, in_open, in_updates, in_presence, in_delta, in_erased"
 
 COPY_OPEN = """
 COPY in_open (stream, camera_id, track, first_seq, last_seq, started_at, last_at, entry_x, entry_y, exit_x, exit_y,
@@ -26,15 +27,17 @@ COPY in_open (stream, camera_id, track, first_seq, last_seq, started_at, last_at
 SHARE_BOXES = "SELECT box_id FROM boxes WHERE box_id = ANY(%s) ORDER BY box_id FOR SHARE"
 
 NEW_STREAMS = """
-INSERT INTO streams (stream, box_id, superseded, first_at, last_at)
-SELECT n.stream, n.box_id, b.stream IS NOT NULL AND b.stream <> n.stream, %(now)s, %(now)s
+INSERT INTO streams (stream, box_id, superseded, first_at, last_at, erased)
+SELECT n.stream, n.box_id, b.stream IS NOT NULL AND b.stream <> n.stream, %(now)s, %(now)s,
+    EXISTS (SELECT FROM tombstones t WHERE t.box_id = b.box_id)
 FROM unnest(%(streams)s::bigint[], %(boxes)s::integer[]) AS n (stream, box_id) JOIN boxes b USING (box_id)
 ORDER BY n.stream
 ON CONFLICT DO NOTHING
 """
 
 LOCK_STREAMS = """
-SELECT stream, box_id, upto, ranges, superseded, first_at FROM streams WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE
+SELECT stream, box_id, upto, ranges, superseded, first_at, erased FROM streams
+WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE
 """
 
 COVER_STREAMS = """
@@ -55,7 +58,7 @@ ORDER BY b.received_at
 
 # Visits -----------------------------------------------------------------------------------------------------------
 
-_COUNT_VISITS = """
+COUNT_VISITS = """
 counted AS (
     INSERT INTO attribute_hours AS a (bucket, camera_id, head, label, visits)
     SELECT date_trunc('hour', c.ended_at, z.timezone), c.camera_id, l.key, l.value, {sign} count(*)
@@ -82,7 +85,7 @@ WITH changed AS (
     ON CONFLICT DO NOTHING
     RETURNING camera_id, ended_at, dwell_ms, labels
 ), """
-    + _COUNT_VISITS.format(sign="")
+    + COUNT_VISITS.format(sign="")
 )
 
 REFUSED_VISITS = """
@@ -136,7 +139,7 @@ WITH reopened AS (
     AND v.seq IS NULL
     RETURNING v.camera_id, v.ended_at, v.dwell_ms, v.labels
 ), """
-    + _COUNT_VISITS.format(sign="-")
+    + COUNT_VISITS.format(sign="-")
 )
 
 CLOSE_OPEN = (
@@ -151,7 +154,7 @@ WITH closing AS (
     FROM closing ORDER BY stream, camera_id, track
     RETURNING camera_id, ended_at, dwell_ms, labels
 ), """
-    + _COUNT_VISITS.format(sign="")
+    + COUNT_VISITS.format(sign="")
 )
 
 # Updates, presence, rollups ---------------------------------------------------------------------------------------
@@ -188,6 +191,23 @@ ROLLUPS = tuple(
         ("rollup_days", "date_trunc('day', bucket, timezone)"),
     )
 )
+
+# Erasure: what comes late of an erased span ------------------------------------------------------------------------
+
+TOMBSTONES = """
+SELECT box_id, tombstone_id, coalesce(extract(epoch FROM from_at) * 1000, -9e18)::bigint,
+    (extract(epoch FROM to_at) * 1000)::bigint
+FROM tombstones WHERE box_id = ANY(%s) ORDER BY box_id, tombstone_id
+"""
+
+ERASED_TRACKS = """
+SELECT stream, camera_id, track FROM erased_tracks
+JOIN unnest(%s::bigint[], %s::integer[], %s::bigint[]) AS n (stream, camera_id, track) USING (stream, camera_id, track)
+"""
+
+COUNT_DROPPED = """
+UPDATE tombstones SET dropped = dropped + %s WHERE tombstone_id = %s
+"""
 
 # What is not a row ------------------------------------------------------------------------------------------------
 

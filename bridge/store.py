@@ -24,7 +24,7 @@ from edge.wire import BoxState, Covered, WireError, topic
 
 __all__ = ["Incoming", "Store", "Written"]
 
-RECENT_STREAMS = 32  # of one box, acknowledged when the bridge starts
+RECENT_STREAMS = 64  # of one box, acknowledged when it is born; with fewer the ack is complete (P23)
 CONNECT_TIMEOUT_S = 5
 # Everything here goes by key from a small temporary table, which has no statistics: left to itself the planner takes
 # it for hundreds of rows and hashes whole partitions (5,000 events a transaction were four times slower).

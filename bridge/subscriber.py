@@ -26,9 +26,9 @@ from bridge.batches import Incoming
 from bridge.errors import BridgeError, ConfigError, StoreError
 from bridge.inbox import Delivery, Inbox
 from bridge.sqlstate import Verdict, classify
-from bridge.store import Written
+from bridge.store import RECENT_STREAMS, Written
 from edge.link import Message
-from edge.wire import BoxState, Covered, WireError, encode_ack, parse_topic, topic
+from edge.wire import ROOT, BoxState, Covered, WireError, encode_ack, parse_topic, topic
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,12 @@ class Counts:
     dead_letters: int = 0
     quarantined: int = 0
     unknown_vocabulary: int = 0
+    erased: int = 0  # came too late: of a time that was erased
     states: int = 0
     health: int = 0
     acks: int = 0
     malformed: int = 0  # states and health; a malformed batch is a dead letter
+    misaddressed: int = 0  # on a topic with an id that no box may have
     turned_away: int = 0
     failures: int = 0  # of transactions; each was tried again
 
@@ -150,8 +152,12 @@ class Subscriber:
         received_at = datetime.now(UTC)
         try:
             site, box, kind = parse_topic(message.topic)
-        except WireError:
+        except WireError as error:
             kind = ""
+            if not message.topic.startswith(f"{ROOT}/bridge/"):  # another bridge's state is nobody's mistake
+                self.counts.misaddressed += 1
+                if self.counts.misaddressed.bit_count() == 1:
+                    log.warning("%d messages on topics no box may have: %s", self.counts.misaddressed, error)
         if kind not in ("events", "state", "health"):
             self._unacked.append(message)  # not ours, such as another bridge's state
         elif not self.inbox.put(Delivery(site, box, kind, message, received_at)):
@@ -255,6 +261,7 @@ class Subscriber:
         counts.dead_letters += written.dead_letters
         counts.quarantined += written.quarantined
         counts.unknown_vocabulary += written.unknown_vocabulary
+        counts.erased += written.erased
         if self._ack:
             for box, covered in written.covered.items():
                 self._acks.note(box, covered)
@@ -271,11 +278,13 @@ class Subscriber:
         self.counts.states += 1
         if self._ack and state.state == "online":
             # Tells a box what we hold even if it has nothing to send: how it learns of a restored backup (P23).
-            held = {covered.stream: covered for covered in store.covered(delivery.site, delivery.box)}
+            found = store.covered(delivery.site, delivery.box)
+            held = {covered.stream: covered for covered in found}
             with contextlib.suppress(ValueError):
                 if 0 < (own := int(state.stream, 16)) < 2**63:
                     held.setdefault(own, Covered(own, 0))
-            self._acks.note((delivery.site, delivery.box), held.values())
+            complete = len(found) < RECENT_STREAMS  # else there may be more
+            self._acks.note((delivery.site, delivery.box), held.values(), complete=complete)
 
     def _write_health(self, store: Store, delivery: Delivery) -> None:
         try:
@@ -299,7 +308,7 @@ class Subscriber:
         now_s = time.monotonic()
         for (site, box), covered in self._acks.due(now_s):
             assert self.database is not None
-            payload = encode_ack(self.database, covered)
+            payload = encode_ack(self.database, covered, complete=self._acks.is_complete((site, box)))
             if self._outlet.publish(topic(site, box, "ack"), payload, qos=1, retain=True) is None:
                 return  # not connected: they stay owed
             self._acks.said((site, box), now_s)

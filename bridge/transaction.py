@@ -3,6 +3,7 @@
 Lock the streams, sort out what is new, copy it in, count it, cover it. Rollups are fed from rows really inserted.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,14 @@ from bridge import ledger
 from bridge import statements as sql
 from bridge.batches import Incoming, Parsed
 from bridge.connection import Connection, copy
+from bridge.erasure import name_tracks, remove_tracks
+from bridge.graves import Graves, Key, Span, key_of
 from bridge.letters import bury, dead_letter, quarantine
 from bridge.ranges import Coverage
 from bridge.registry import Registry
 from bridge.rows import DeadLetter, Lost, Quarantined, Rows, Run
 from bridge.sqlstate import Verdict, classify
-from edge.wire import Covered, EndReason, Loss
+from edge.wire import AnyEvent, Covered, EndReason, Loss
 
 COPY_VISITS = "COPY in_visits FROM STDIN (FORMAT binary)"
 COPY_UPDATES = "COPY in_updates FROM STDIN (FORMAT binary)"
@@ -36,6 +39,7 @@ class Written:
     quarantined: int
     unknown_vocabulary: int  # batches left alone: their resend carries the vocabulary
     covered: dict[tuple[str, str], tuple[Covered, ...]]
+    erased: int = 0  # events of a time that was erased: covered, and nothing else
 
 
 @dataclass(slots=True)
@@ -46,6 +50,7 @@ class Stream:
     coverage: Coverage
     superseded: bool
     first_at: datetime
+    erased: bool  # something was erased of its box
 
 
 class Transaction:
@@ -72,6 +77,8 @@ class Transaction:
         self._losses: list[Lost] = []
         self._dead: list[DeadLetter] = []
         self._quarantined: list[Quarantined] = []
+        self._graves: dict[int, Graves] = {}  # by stream
+        self._erased: list[int] = []  # tombstones, one for each event that came too late
 
     def run(
         self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool
@@ -85,14 +92,18 @@ class Transaction:
         """
         self._dead += dead
         unknown = self._sort_out(batches)
+        self._dig()
         ledger.write(self._connection, self._runs, self._now)
         if self._repeats:
             oldest = min(self.streams[run.parsed.batch.stream].first_at for run in self._repeats)
-            self._dead += ledger.conflicts(self._connection, self._repeats, since=oldest)
+            found = ledger.conflicts(self._connection, self._repeats, since=oldest)
+            self._dead += [letter for letter in found if not self._is_erased(letter)]
         inserted = 0
         if self._runs:
             inserted = self._bisect(self._runs) if careful else self._apply(self._runs)
             inserted += self._write_losses()
+        for tombstone, events in sorted(Counter(self._erased).items()):
+            self._connection.execute(sql.COUNT_DROPPED, (events, tombstone))
         quarantine(self._connection, self._quarantined)
         bury(self._connection, self._dead)
         if self._runs:
@@ -104,6 +115,7 @@ class Transaction:
             len(self._quarantined),
             unknown,
             {name: tuple(map(self._ack, sorted(streams))) for name, streams in self._touched.items()},
+            len(self._erased),
         )
 
     # What is new --------------------------------------------------------------------------------------------------
@@ -155,15 +167,54 @@ class Transaction:
             )
         rows = self._connection.execute(sql.LOCK_STREAMS, (list(wanted),))
         return {
-            stream: Stream(box_id, Coverage.from_flat(upto, ranges), superseded, first_at)
-            for stream, box_id, upto, ranges, superseded, first_at in rows
+            stream: Stream(box_id, Coverage.from_flat(upto, ranges), superseded, first_at, erased)
+            for stream, box_id, upto, ranges, superseded, first_at, erased in rows
         }
+
+    # What was erased ----------------------------------------------------------------------------------------------
+
+    def _dig(self) -> None:
+        """Find out which events come too late, and take away what earlier ones of the same visits left."""
+        runs = [run for run in (*self._runs, *self._repeats) if self.streams[run.parsed.batch.stream].erased]
+        if not runs:
+            return
+        spans: dict[int, list[Span]] = {}
+        for box_id, *span in self._connection.execute(sql.TOMBSTONES, ([run.meaning.box_id for run in runs],)):
+            spans.setdefault(box_id, []).append(Span(*span))
+        self._graves = {r.parsed.batch.stream: Graves(tuple(spans.get(r.meaning.box_id, ()))) for r in runs}
+        told = {key_of(run.parsed.batch.stream, run.meaning, event) for run in runs for event in _events(run)}
+        columns = list(zip(*sorted(filter(None, told)), strict=True)) or [(), (), ()]
+        for key in self._connection.execute(sql.ERASED_TRACKS, [list(column) for column in columns]).fetchall():
+            graves = self._graves[key[0]]
+            graves.tracks[key] = graves.spans[0].tombstone
+        fresh: set[Key] = set()
+        for run in runs:
+            batch = run.parsed.batch
+            fresh |= self._graves[batch.stream].dig(batch.stream, run.meaning, batch.base_ms, _events(run))
+        if fresh:
+            name_tracks(self._connection, fresh)
+            remove_tracks(self._connection)
+            roll_up(self._connection)
+            self._connection.execute("TRUNCATE in_delta, in_erased")
+
+    def _is_erased(self, letter: DeadLetter) -> bool:
+        """Tell whether a dead letter would keep the bytes of an erased event."""
+        graves = self._graves.get(letter.stream or 0)
+        if graves is None or letter.seq is None:
+            return False
+        for run in self._repeats:
+            batch = run.parsed.batch
+            if batch.stream == letter.stream and run.first <= letter.seq <= run.last:
+                event = batch.events[letter.seq - batch.first_seq]
+                if graves.holds(batch.stream, run.meaning, event, batch.base_ms) is not None:
+                    return True
+        return False
 
     # Rows ---------------------------------------------------------------------------------------------------------
 
     def _bisect(self, runs: Sequence[Run]) -> int:
         """Write what can be written, and dead-letter the events the database refuses."""
-        gathered: tuple[list[Any], ...] = (self._losses, self._dead, self._quarantined)
+        gathered: tuple[list[Any], ...] = (self._losses, self._dead, self._quarantined, self._erased)
         before = [len(items) for items in gathered]
         try:
             with self._connection.transaction():
@@ -187,7 +238,7 @@ class Transaction:
     def _apply(self, runs: Sequence[Run]) -> int:
         """Write the rows of some runs; return how many events became rows, losses not counted."""
         execute = self._connection.execute
-        rows = Rows(int(self._retention.total_seconds() * 1000))
+        rows = Rows(int(self._retention.total_seconds() * 1000), self._graves)
         for run in runs:
             rows.add(run)
         streams = {run.parsed.batch.stream for run in runs}
@@ -217,7 +268,9 @@ class Transaction:
         self._losses += rows.losses
         self._dead += rows.dead
         self._quarantined += rows.quarantined
-        return sum(len(run) for run in runs) - len(rows.losses) - len(rows.dead) - len(rows.quarantined)
+        self._erased += rows.erased
+        elsewhere = len(rows.losses) + len(rows.dead) + len(rows.quarantined) + len(rows.erased)
+        return sum(len(run) for run in runs) - elsewhere
 
     def _write_losses(self) -> int:
         written = 0
@@ -265,6 +318,11 @@ def roll_up(connection: Connection) -> None:
     """Add what this transaction counted to the rollups."""
     for rollup in sql.ROLLUPS:
         connection.execute(rollup)
+
+
+def _events(run: Run) -> Sequence[AnyEvent]:
+    start = run.parsed.batch.first_seq
+    return run.parsed.batch.events[run.first - start : run.last - start + 1]
 
 
 def _between(gaps: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:

@@ -178,6 +178,7 @@ class Ack(msgspec.Struct, frozen=True, array_like=True):
     schema: int
     database: bytes  # UUID, 16 bytes
     covered: tuple[Covered, ...]
+    complete: bool = False  # it names every stream of the box of which the database holds anything (P23)
 
 
 class BoxState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -355,6 +356,11 @@ def decode_batch(payload: bytes) -> Batch:
         batch = _batch.decode(inflate(payload))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a batch: {error}") from error
+    return check_batch(batch)
+
+
+def check_batch(batch: Batch) -> Batch:
+    """Return a batch whose envelope is possible, else raise WireError."""
     if batch.schema != SCHEMA:
         raise WireError(f"batch has schema {batch.schema}, expected {SCHEMA}")
     if not batch.events or len(batch.events) > MAX_EVENTS:
@@ -364,9 +370,9 @@ def decode_batch(payload: bytes) -> Batch:
     return batch
 
 
-def encode_ack(database: UUID, covered: tuple[Covered, ...]) -> bytes:
+def encode_ack(database: UUID, covered: tuple[Covered, ...], *, complete: bool = False) -> bytes:
     """Return the payload of an acknowledgement."""
-    return msgspec.msgpack.encode(Ack(SCHEMA, database.bytes, covered))
+    return msgspec.msgpack.encode(Ack(SCHEMA, database.bytes, covered, complete))
 
 
 def decode_ack(payload: bytes) -> Ack:

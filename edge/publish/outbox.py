@@ -251,16 +251,21 @@ class Outbox:
         batch = msgspec.structs.replace(decode_batch(raw), vocabulary=self._streams[row.place].vocabulary)
         return encode_batch(batch, deflate=self._deflate)
 
-    def cover(self, database: UUID, covered: Iterable[Covered], now_s: float) -> int:
+    def cover(self, database: UUID, covered: Iterable[Covered], now_s: float, *, complete: bool = False) -> int:
         """Learn what the database holds; return how many events are newly covered.
 
         What an ack adds is believed at once (P16). What it no longer names is doubted, and pending again when no ack
-        has named it within a few seconds: then the centre was restored from an older backup (P23).
+        has named it within a few seconds: then the centre was restored from an older backup (P23). A `complete` ack
+        that leaves a stream out says that the database holds nothing of it.
         """
         if database.bytes != self._database:
             return 0
         by_stream = {row.stream: row for row in self._streams.values()}
         newly = 0
+        covered = list(covered)
+        if complete:
+            named = {said.stream for said in covered}
+            covered += [Covered(stream, 0) for stream in by_stream if stream not in named]
         for said in covered:
             row = by_stream.get(said.stream)
             if row is None:
@@ -289,6 +294,10 @@ class Outbox:
         if now_s is not None:
             self._saved_s = float("-inf")
             self.commit(now_s)
+        if self._buffer:
+            log.error(
+                "outbox %s: %d events were never written and end with this process", self._path, len(self._buffer)
+            )
         self._file.close()
 
     # -- reading the file --------------------------------------------------------------------------------------------

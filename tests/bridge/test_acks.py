@@ -54,3 +54,15 @@ def test_nothing_to_say_is_no_ack() -> None:
     book.note(BOX, [])
     assert book.due(0.0) == []
     assert book.wait_s(0.0, 0.5) == 0.5
+
+
+def test_p23_ack_is_complete_until_it_was_said_or_had_to_leave_a_stream_out() -> None:
+    book = AckBook()
+    book.note(BOX, [Covered(7, 10)], complete=True)
+    book.note(BOX, [Covered(8, 1)])
+    assert book.is_complete(BOX), "what is added takes nothing away"
+    book.said(BOX, 0.0)
+    book.note(BOX, [Covered(8, 2)])
+    assert not book.is_complete(BOX)
+    book.note(BOX, [Covered(stream, 1) for stream in range(1, 1000)], complete=True)
+    assert not book.is_complete(BOX)

@@ -16,7 +16,7 @@ from psycopg import errors
 
 from bridge.batches import Incoming
 from bridge.errors import ConfigError, StoreError
-from bridge.store import Written
+from bridge.store import RECENT_STREAMS, Written
 from bridge.subscriber import Status, Subscriber
 from edge.link import Message
 from edge.wire import BoxState, Covered, WireError, decode_ack, decode_batch, encode_batch
@@ -409,6 +409,23 @@ def test_p23_birth_of_a_stream_the_database_does_not_know_is_told_so() -> None:
         bench.hear("state", birth(stream=8))
         check_after(lambda: len(bench.outlet.published) == 1, bench)
         assert decode_ack(bench.outlet.published[0][2]).covered == (Covered(7, 3), Covered(8, 0))
+
+
+def test_p23_answer_to_a_birth_says_that_it_is_complete_and_only_that_answer_does() -> None:
+    with running() as bench:
+        bench.hear("state", birth(stream=8))
+        check_after(lambda: len(bench.outlet.published) == 1, bench)
+        bench.hear("events", batch(1))
+        check_after(lambda: len(bench.outlet.published) == 2, bench)
+        assert [decode_ack(payload).complete for _, _, payload, *_ in bench.outlet.published] == [True, False]
+
+
+def test_p23_answer_that_may_leave_streams_out_does_not_claim_to_be_complete() -> None:
+    with running() as bench:
+        bench.store.known["lab", "b1"] = tuple(Covered(stream, 1) for stream in range(1, RECENT_STREAMS + 1))
+        bench.hear("state", birth(stream=8))
+        check_after(lambda: len(bench.outlet.published) == 1, bench)
+        assert not decode_ack(bench.outlet.published[0][2]).complete
 
 
 def test_newest_health_is_written_and_needs_no_ack() -> None:

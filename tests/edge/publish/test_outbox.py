@@ -267,6 +267,33 @@ def test_p23_once_the_centre_was_restored_streams_it_no_longer_names_are_sent_ag
     assert held(outbox) == [(1, 1), (2, 2), (3, 3), (1, 1), (2, 2)]
 
 
+def test_p23_a_complete_ack_that_names_a_stream_no_longer_says_the_database_has_nothing_of_it(make: Make) -> None:
+    """The backup is older than the stream's first event, and a box with nothing to send hears of no ranges."""
+    old = make()
+    fill(old, 3)
+    old.cover(DATABASE, [Covered(old.stream, 3)], 3.0)
+    old.close(20.0)
+    outbox = make()
+    outbox.cover(DATABASE, [Covered(outbox.stream, 0)], 4.0)
+    outbox.commit(4.0 + DOUBT_S)
+    assert held(outbox) == [], "an ack that is not complete says nothing of what it leaves out"
+    outbox.cover(DATABASE, [Covered(outbox.stream, 0)], 20.0, complete=True)
+    outbox.commit(21.0)
+    assert held(outbox) == [], "it may be a late one"
+    outbox.commit(20.0 + DOUBT_S)
+    assert held(outbox) == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_p23_a_complete_ack_that_was_late_is_corrected_by_the_next(make: Make) -> None:
+    outbox = make()
+    fill(outbox, 3)
+    outbox.cover(DATABASE, [Covered(outbox.stream, 3)], 3.0)
+    outbox.cover(DATABASE, [], 4.0, complete=True)
+    outbox.cover(DATABASE, [Covered(outbox.stream, 3)], 5.0)
+    outbox.commit(60.0)
+    assert held(outbox) == []
+
+
 def test_p23_a_hole_below_what_the_ack_names_is_taken_back_too(make: Make) -> None:
     outbox = make()
     fill(outbox, 10)
