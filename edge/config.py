@@ -21,6 +21,7 @@ from edge.wire import ID
 
 SENSITIVE = ("race", "emotion")  # heads that stay off until the site writes down why they are on
 DEFAULT_HEADS = ("age", "gender")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models_int8"
 
 Id = Annotated[str, Meta(pattern=f"^{ID.pattern}$", description="1–63 letters, digits, '.', '_', '-'")]
@@ -199,7 +200,7 @@ class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def loopback(self) -> bool:
         """Tell whether only this machine can open the page."""
-        return self.host in ("127.0.0.1", "localhost", "::1")
+        return self.host in LOOPBACK
 
     @property
     def blurred(self) -> bool:

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import cv2
 
 from edge.box.annotate import draw
-from edge.config import Preview
+from edge.config import LOOPBACK, Preview
 from edge.errors import EdgeError
 from edge.pipeline import Seen
 
@@ -128,10 +128,14 @@ class LivePage:
         self._server.server_close()
         self._thread.join()
 
-    def allowed(self, query: dict[str, list[str]], cookie: str) -> bool:
-        """Tell whether a request may see the page."""
+    def allowed(self, query: dict[str, list[str]], cookie: str, host: str) -> bool:
+        """Tell whether a request may see the page.
+
+        Without a token only who asks for this machine by its own name may: a foreign site that lets its name point to
+        127.0.0.1 could otherwise read the page through a browser here.
+        """
         if self.token is None:
-            return True
+            return not self.settings.loopback or host.rpartition(":")[0].strip("[]") in LOOPBACK or host in LOOPBACK
         try:
             kept = SimpleCookie(cookie).get("token")
         except CookieError:
@@ -145,11 +149,19 @@ def _handler(page: LivePage) -> type[BaseHTTPRequestHandler]:
         server_version = "facefleet"
         sys_version = ""
 
+        def end_headers(self) -> None:
+            """Keep other sites from showing our pictures as theirs, and caches from keeping any."""
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            super().end_headers()
+
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             query = parse_qs(url.query)
-            if not page.allowed(query, self.headers.get("Cookie", "")):
-                self._send(HTTPStatus.FORBIDDEN, "text/plain", b"This page needs ?token=... once.\n")
+            if not page.allowed(query, self.headers.get("Cookie", ""), self.headers.get("Host", "")):
+                wanted = "?token=... once" if page.token is not None else "to be asked for as localhost"
+                self._send(HTTPStatus.FORBIDDEN, "text/plain", f"This page needs {wanted}.\n".encode())
             elif url.path == "/":
                 self._send(HTTPStatus.OK, "text/html; charset=utf-8", _html(page).encode(), query)
             elif url.path == "/status.json":
@@ -164,7 +176,6 @@ def _handler(page: LivePage) -> type[BaseHTTPRequestHandler]:
             self.send_response(code)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
             if page.token is not None and query and "token" in query:
                 self.send_header("Set-Cookie", f"token={page.token}; HttpOnly; SameSite=Strict")
             self.end_headers()
@@ -173,7 +184,6 @@ def _handler(page: LivePage) -> type[BaseHTTPRequestHandler]:
         def _stream(self, shown: Shown, name: str) -> None:
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
-            self.send_header("Cache-Control", "no-store")
             self.end_headers()
             version = 0
             while not page.stopping.is_set():

@@ -82,6 +82,19 @@ def test_off_loopback_a_token_is_asked_for_once() -> None:
     assert settings.blurred
 
 
+def test_a_foreign_name_for_this_machine_opens_nothing(page: LivePage) -> None:
+    asked = urllib.request.Request(page.url, headers={"Host": "rebound.example:8088"})
+    with pytest.raises(HTTPError) as caught:
+        urllib.request.urlopen(asked, timeout=5)
+    assert caught.value.code == 403
+    caught.value.close()
+    port = page.url.rstrip("/").rpartition(":")[2]
+    asked = urllib.request.Request(page.url, headers={"Host": f"localhost:{port}"})
+    with urllib.request.urlopen(asked, timeout=5) as answer:
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
 def test_a_port_in_use_is_named(page: LivePage) -> None:
     port = int(page.url.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(EdgeError, match=f"cannot listen on 127.0.0.1:{port}"):
