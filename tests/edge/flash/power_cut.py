@@ -25,7 +25,7 @@ from edge.flash.slots import Slots
 from edge.flash.updater import Parcel, Step, Updater
 from tests.edge.flash.desk import says
 
-TERMS = Terms(start_s=1.0, hold_s=0.06, every_s=0.02)
+TERMS = Terms(start_s=3.0, hold_s=0.06, every_s=0.02)
 
 
 class ForkedBox:
