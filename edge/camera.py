@@ -119,7 +119,7 @@ class Camera:
     def check(self) -> None:
         """Raise what ended the thread if it was a bug: not a lost camera, but one that only a restart brings back."""
         if self._bug and self.error is not None:
-            raise self.error
+            raise EdgeError(f"camera {self.name} {self.error}") from self.error
 
     def _guarded(self) -> None:
         try:

@@ -205,7 +205,7 @@ def test_a_bug_in_a_camera_is_raised_where_the_process_can_end_of_it(caplog: pyt
         raise ZeroDivisionError("by zero")
 
     camera = Watched(Script(frames(3)), observe=stumble).run().camera
-    with pytest.raises(EdgeError, match="died of ZeroDivisionError: by zero"):
+    with pytest.raises(EdgeError, match="camera door died of ZeroDivisionError: by zero"):
         camera.check()
     assert "camera door died" in caplog.text
 

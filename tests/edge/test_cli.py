@@ -272,6 +272,20 @@ class TestRun:
         assert told in said
         assert "Traceback" not in said
 
+    def test_a_model_file_that_is_missing_or_damaged(
+        self, tmp_path: Path, models: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        weights = models / "tiny-detector" / "model.bin"
+        whole = weights.read_bytes()
+        weights.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        assert main(["run", str(write(tmp_path, models, clip))]) == 1
+        weights.unlink()
+        assert main(["run", str(write(tmp_path, models, clip))]) == 1
+        damaged, missing = capsys.readouterr().err.splitlines()
+        assert "model.bin" in damaged
+        assert "model.bin" in missing
+        assert damaged != missing
+
     def test_a_state_folder_that_cannot_be_made(
         self, tmp_path: Path, models: Path, clip: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
