@@ -14,6 +14,7 @@ MODULES = (
     "converters.train_student",
     "converters.train_detector",
     "converters.convert_detector",
+    "converters.convert_foreign",
 )
 
 

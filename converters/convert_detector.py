@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from converters.checkpoints.formats import format_of
+from converters.checkpoints.inert_pickle import read_checkpoint
+from converters.checkpoints.ultralytics import CLASS_BIAS
 from converters.data_detection import PURPOSES, Sample, digests, face_mask, training_set
 from converters.detector_artefacts import OUTPUTS, input_of, letterboxed, pick, write_float, write_int8
-from converters.errors import QuantizeError
+from converters.errors import ConvertError, QuantizeError
 from converters.evaluate_detector import (
     REPORTED,
     Judge,
@@ -28,6 +31,7 @@ from converters.evaluate_detector import (
     show,
     tune_threshold,
 )
+from converters.foreign_arguments import add_common
 from converters.latency import cpu_name
 from converters.nets.yolov10 import YOLOv10, load_weights
 from converters.package import (
@@ -213,22 +217,49 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "detector",
         help="turn a detector checkpoint into an INT8 bundle",
-        description="Quantize for OpenVINO and onnxruntime, set the score threshold, measure before and after, write.",
+        description="Quantize for OpenVINO and onnxruntime, set the score threshold, measure before and after, write. "
+        "Our own checkpoints need --data alone; foreign ones --calibrate, and --data for their accuracy.",
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of train-detector or of a bundle")
-    parser.add_argument("--size", type=int, nargs="+", default=[320], help="sides of the input, one bundle each")
-    parser.add_argument("--data", type=Path, required=True, help="the data folder: calibration, threshold, figures")
-    parser.add_argument("--out", type=Path, default=Path("models_int8"), help="where the bundles go")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="checkpoint.pt of train-detector or of a bundle; ultralytics YOLOv10 .pt; ONNX (YOLOv10, YuNet, SSD); "
+        "Keras single-face regressor",
+    )
+    parser.add_argument("--size", type=int, nargs="+", default=[], help="sides of the input, one bundle each if ours")
+    parser.add_argument(
+        "--data", type=Path, help="the data folder, or one with images/ and labels/: threshold, figures"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("models_int8"), help="where our bundles go; a foreign one's own folder"
+    )
     parser.add_argument("--how", default=HOW, help="the training command, for the manifest (default: %(default)s)")
+    parser.add_argument("--only", default="", help="the class to keep of a foreign YOLOv10 of several")
+    add_common(parser, "detector", 0.5)
     parser.set_defaults(run=run)
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether a file holds named tensors, as ours do; foreign detectors come with their graph or their modules."""
+    if format_of(path) != "torch":
+        return False
+    content = read_checkpoint(path)
+    content = content.get("average", content) if isinstance(content, Mapping) else content
+    return isinstance(content, Mapping) and CLASS_BIAS in content
 
 
 def run(args: argparse.Namespace) -> int:
     """Write one bundle per size."""
+    if not is_ours(args.checkpoint):
+        from converters.convert_foreign import run_detector
+
+        return run_detector(args)
+    if args.data is None:
+        raise ConvertError(f"{args.checkpoint}: our own detector is calibrated on its data folder; give --data")
     console = Console()
     net = load_weights(args.checkpoint)
     samples = training_set(args.data)
-    for size in args.size:
+    for size in args.size or [320]:
         folder = args.out / f"yolov10n-face-{size}"
         manifest = write_bundle(net, size, args.data, samples, folder, args.how, console)
         console.print(f"{folder}: score threshold {manifest.score_threshold} {manifest.notes}")

@@ -156,7 +156,7 @@ def _keep(net: YOLOv10, labels: tuple[str, ...], only: str, path: Path) -> Forei
                 one = nn.Conv2d(last.in_channels, 1, 1)
                 one.weight.copy_(last.weight[row : row + 1])
                 one.bias.copy_(last.bias[row : row + 1])  # type: ignore[union-attr]
-                branch[2] = one  # type: ignore[index,operator]
+                branch[2] = one  # type: ignore[operator]
     net.classes = net.head.classes = 1
     return Foreign(net, (only,))
 

@@ -1,0 +1,20 @@
+"""The command-line arguments that every verb for foreign checkpoints shares."""
+
+import argparse
+from pathlib import Path
+
+UNKNOWN = "unknown; ask whoever made the checkpoint before you ship it (--licence)"
+
+
+def add_common(parser: argparse.ArgumentParser, verb: str, max_drop: float) -> None:
+    """Add what every foreign checkpoint is told."""
+    parser.add_argument("--calibrate", type=Path, help="folder of pictures that fix the INT8 ranges")
+    parser.add_argument("--color", choices=("RGB", "BGR", "GRAY"), help="what the network eats (default: by its kind)")
+    parser.add_argument("--mean", type=float, nargs="+", help="subtracted from each channel, 0 to 255")
+    parser.add_argument("--scale", type=float, nargs="+", help="each channel is divided by it then")
+    parser.add_argument("--threshold", type=float, default=0.5, help="score threshold (default %(default)s)")
+    parser.add_argument("--licence", default=UNKNOWN, help="of the checkpoint, for the manifest")
+    parser.add_argument(
+        "--max-drop", type=float, default=max_drop, help="points INT8 may lose, or it falls back (default %(default)s)"
+    )
+    parser.set_defaults(verb=verb)
