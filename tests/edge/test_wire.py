@@ -122,7 +122,7 @@ def test_p4_sequence_numbers_and_streams_are_positive(changes: dict[str, int]) -
         decode_batch(encode_batch(a_batch(**changes)))
 
 
-@given(batches, st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=3))
+@given(batches, st.lists(st.one_of(st.integers(-(2**63), 2**64 - 1), st.text(max_size=5)), max_size=3))
 def test_p5_unknown_trailing_fields_are_ignored(batch: Batch, more: list[object]) -> None:
     """A box from a newer version: each array is longer than we know."""
     raw = msgspec.msgpack.decode(msgspec.msgpack.encode(batch))
@@ -238,7 +238,8 @@ def test_p9_a_visit_of_a_minute_costs_at_most_300_bytes_headers_included(protoco
 @given(st.lists(st.builds(Covered, st.integers(1, 2**63 - 1), unsigned, flat), max_size=5).map(tuple))
 def test_p16_acks_come_back_as_they_went(covered: tuple[Covered, ...]) -> None:
     ack = decode_ack(encode_ack(DATABASE, covered))
-    assert (UUID(bytes=ack.database), ack.covered) == (DATABASE, covered)
+    assert (UUID(bytes=ack.database), ack.covered, ack.complete) == (DATABASE, covered, False)
+    assert decode_ack(encode_ack(DATABASE, covered, complete=True)).complete
 
 
 @pytest.mark.parametrize("payload", [[2, DATABASE.bytes, []], [1, b"short", []]])
