@@ -70,10 +70,10 @@ $(STAMP): pyproject.toml
 # Real servers that tests start where they are installed. Never needed, never a reason to fail; RUNLEVEL keeps Debian
 # from starting Mosquitto and sshd as services; an sshd that came only for the tests does not come back at boot either.
 DEBIAN := mosquitto openssh-server python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-  gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly chromium
+  gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly chromium systemd systemd-container debootstrap
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
-	  echo 'installing Mosquitto, sshd, Chromium and an RTSP server for the tests'; \
+	  echo 'installing Mosquitto, sshd, Chromium, an RTSP server and containers for the tests'; \
 	  export RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive; \
 	  dpkg -s openssh-server >/dev/null 2>&1 && had_sshd=1; \
 	  { apt-get update -qq && apt-get install -qq --no-install-recommends $(DEBIAN) && \
