@@ -57,7 +57,9 @@ class Name:
             ("readwrite", f"{own}/state"),
             ("readwrite", f"{own}/health"),
             ("write", f"{own}/flash"),
+            ("write", f"{own}/flash"),
             ("read", f"{own}/ack"),
+            ("read", f"{own}/offer"),
             ("read", f"{own}/offer"),
             ("read", f"{ROOT}/bridge/+/state"),
         ]

@@ -164,6 +164,7 @@ def _state(root: Path, made: _Maker) -> None:
     # Not root, in a test's tree: the unit's StateDirectory= then sets owner and mode at the first start.
     if fresh and owner is not None and os.geteuid() == 0:
         os.chown(root / STATE, *owner)
+        os.chown(root / STATE / "spool", *owner)
         os.chmod(root / STATE, 0o750)
 
 

@@ -135,17 +135,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def test_a_box_is_heard_on_its_own_topics_and_hears_its_acks(site: Site) -> None:
-    own = f"{ROOT}/munich/lobby-1"
+    own, said = f"{ROOT}/munich/lobby-1", ("events", "state", "health", "flash")
     with (
-        site.member("bridge:centre", f"{ROOT}/+/+/events", f"{ROOT}/+/+/state", f"{ROOT}/+/+/health") as bridge,
-        site.member("lobby-1", f"{own}/ack", f"{ROOT}/bridge/+/state", f"{own}/health") as box,
+        site.member("bridge:centre", *(f"{ROOT}/+/+/{kind}" for kind in said)) as bridge,
+        site.member("lobby-1", f"{own}/ack", f"{own}/offer", f"{ROOT}/bridge/+/state", f"{own}/health") as box,
     ):
-        for kind in ("events", "state", "health"):
+        for kind in said:
             box.say(f"{own}/{kind}", kind)
             assert bridge.next() == (f"{own}/{kind}", kind)
         assert box.next() == (f"{own}/health", "health"), "a box must hear its own echo to find a twin"
         bridge.say(f"{own}/ack", "covered")
         assert box.next() == (f"{own}/ack", "covered")
+        bridge.say(f"{own}/offer", "a bundle")
+        assert box.next() == (f"{own}/offer", "a bundle")
         bridge.say(f"{ROOT}/bridge/centre/state", "accepting")
         assert box.next() == (f"{ROOT}/bridge/centre/state", "accepting")
 
@@ -156,6 +158,8 @@ def test_a_box_is_heard_on_its_own_topics_and_hears_its_acks(site: Site) -> None
         pytest.param(f"{ROOT}/munich/lobby-2/events", id="another box"),
         pytest.param(f"{ROOT}/berlin/lobby-1/events", id="another site"),
         pytest.param(f"{ROOT}/munich/lobby-1/ack", id="its own ack"),
+        pytest.param(f"{ROOT}/munich/lobby-1/offer", id="an offer to itself"),
+        pytest.param(f"{ROOT}/munich/lobby-2/offer", id="an offer to another box"),
         pytest.param(f"{ROOT}/bridge/centre/state", id="a bridge's state"),
         pytest.param("elsewhere", id="outside of facefleet"),
     ],
