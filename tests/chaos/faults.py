@@ -8,6 +8,7 @@ import heapq
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -99,6 +100,8 @@ class Faults:
         self._number = 0
         self._rng = random.Random()
         self._have_backup = False
+        self._drawn = world.options.script == "drawn"
+        self._read_from: int | None = None  # of the bridge's log, since the database was made read-only
         for fault in plan:
             self._at(fault.at_s, fault.what, lambda fault=fault: self._do(fault))  # type: ignore[misc]
 
@@ -118,7 +121,7 @@ class Faults:
                 log.info("%7.1f s  %s", now_s - self._began_s, what)
             except (NotNow, psycopg.OperationalError) as error:
                 log.info("%7.1f s  put off: %s: %s", now_s - self._began_s, what, str(error).split("\n")[0])
-                self._in(1.0, what, act)
+                self._in(1.0 if self._drawn else 0.2, what, act)
 
     def finish(self) -> None:
         """Undo at once whatever still lasts, and forget faults that were not done."""
@@ -147,7 +150,7 @@ class Faults:
             "cut link": lambda: self._link("cut"),
             "half-open link": lambda: self._link("half-open"),
             "slow link": lambda: self._link("slow"),
-            "stall bridge": lambda: self._turn_wire(self._world.bridge_wire, "half-open", 2.5),
+            "stall bridge": self._stall_bridge,
             "clock step": self._clock_step,
             "disk full": self._disk_full,
             "read-only database": self._read_only,
@@ -197,6 +200,8 @@ class Faults:
         bridge = self._world.bridge
         if not bridge.running:
             raise NotNow("the bridge is down")
+        if not self._drawn:
+            self._expect_waiting(bridge.log)
         bridge.kill()
         self._world.kills["bridge"] += 1
         self._in(self._brief_s(), "end kill of the bridge", bridge.start)
@@ -204,6 +209,8 @@ class Faults:
     def _kill_broker(self) -> None:
         if "end kill of the broker" in self._lasting():
             raise NotNow("the broker is down")
+        if not self._drawn and self._world.bridge_wire.mode == "open":
+            raise NotNow("the bridge hears everything")
         self._world.broker.kill()
         self._world.kills["broker"] += 1
         self._in(self._brief_s(), "end kill of the broker", lambda: void(self._world.broker.start()))
@@ -303,10 +310,35 @@ class Faults:
 
     # -- the centre --------------------------------------------------------------------------------------------------
 
+    def _expect_waiting(self, bridge_log: Path) -> None:
+        """Let a story go on only when the bridge has in memory what the database has refused."""
+        if self._read_from is None:
+            raise NotNow("the database is not read-only")
+        with bridge_log.open("rb") as said:
+            said.seek(self._read_from)
+            if not re.search(rb"; [1-9][0-9]* batches wait", said.read()):
+                raise NotNow("nothing waits in the bridge")
+        self._read_from = None
+
+    def _expect_flow(self) -> None:
+        """Let a story begin only when every box sends and is acknowledged."""
+        said = [said for fleet in self._world.fleets for said in fleet.said.values()]
+        if len(said) < sum(len(fleet.spec.boxes) for fleet in self._world.fleets) or any(
+            one["status"] != "connected" for one in said
+        ):
+            raise NotNow("not every box sends")
+
+    def _stall_bridge(self) -> None:
+        self._expect_flow()
+        self._turn_wire(self._world.bridge_wire, "half-open", 2.5)
+
     def _read_only(self) -> None:
+        if not self._drawn:
+            self._expect_flow()
+            self._read_from = self._world.bridge.log.stat().st_size
         self._world.admin("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
         self._in(
-            self._rng.uniform(1.0, 6.0) if self._world.options.script == "drawn" else 3.0,
+            self._rng.uniform(1.0, 6.0) if self._drawn else 3.0,
             "end read-only database",
             lambda: self._world.admin("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"),
         )

@@ -10,7 +10,8 @@ from tests.chaos.world import Options
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="Mosquitto is not installed")
 
-SABOTAGE = {"events": 9000, "seconds": 11.0, "kills": 2, "fleets": 2, "boxes": 1, "small_bytes": 64 << 10}
+# Outboxes so small that what the box believes to be acked is soon gone from it: no later ack can ask for it again.
+SABOTAGE = {"events": 8000, "seconds": 13.0, "kills": 2, "fleets": 2, "boxes": 1, "small_bytes": 32 << 10}
 
 
 def test_same_seed_draws_the_same_faults_and_another_seed_others() -> None:
@@ -28,10 +29,10 @@ def test_long_run_draws_every_fault_and_as_many_kills_as_asked() -> None:
 @pytest.mark.timeout(300)
 def test_every_accepted_event_is_there_once_or_a_counted_loss_after_kills_and_faults() -> None:
     """P13, P24."""
-    result = run(Options(events=8000, kills=6, seconds=22.0, fleets=2, boxes=2, seed=5))
+    result = run(Options(events=6000, kills=6, seconds=17.0, fleets=2, boxes=2, seed=5))
     assert result.green, result
     assert sum(result.kills.values()) >= 4
-    assert result.verdict.accepted > 3000
+    assert result.verdict.accepted > 2000
 
 
 @pytest.mark.slow
