@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 RESULT = Path("/result.json")
+SPOOL = Path("/var/lib/facefleet/spool")
 PATIENCE_S = 60.0
 
 
@@ -56,7 +57,15 @@ def run(unit: str, told: dict[str, object]) -> None:
     told["after_hang_s"] = wait("restarted after SIGSTOP", lambda: main_pid(unit) not in (0, second))
     told["restarts"] = int(show(unit, "NRestarts")["NRestarts"])
 
+    if SPOOL.is_dir():
+        aside = SPOOL / "junk.part"
+        aside.write_bytes(b"no bundle at all")
+        aside.rename(SPOOL / "junk.ffbundle")
+        told["spool_s"] = wait("spool emptied", lambda: not (SPOOL / "junk.ffbundle").exists())
+        told["refused"] = (SPOOL.parent / "result.json").read_text()
+
     third = main_pid(unit)
+    told["undisturbed"] = third not in (0, second)
     subprocess.run(["systemctl", "stop", unit], check=True)
     told["stopped"] = show(unit, "Result")["Result"]
     told["gone"] = not Path(f"/proc/{third}").exists()

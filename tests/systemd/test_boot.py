@@ -90,6 +90,7 @@ def judge(told: dict[str, Any]) -> None:
     assert told["lived_through"], f"not fed while everything around it was away:\n{told['journal']}"
     assert told["after_hang_s"] >= WATCHDOG_S / 2, "the watchdog, and not something else"
     assert told["restarts"] == 2
+    assert told["undisturbed"]
     assert told["stopped"] == "success"
     assert told["gone"]
     assert told["failed"] == []
@@ -143,6 +144,7 @@ def test_a_flashed_box_is_started_killed_hung_and_stopped(debian: Path, tmp_path
     told = boot(tree, "facefleet-edge.service")
     judge(told)
     assert told["status_text"].startswith("1 cameras, config ")
+    assert json.loads(told["refused"])["outcome"] == "refused", "junk in the spool is taken, refused and removed"
     status = json.loads((tree / "var/lib/facefleet/health.json").read_text())
     assert status["cameras"]["door"]["state"] != "streaming"
     assert (tree / "var/lib/facefleet").stat().st_uid == int(told["process"]["Uid"][0])
