@@ -111,3 +111,55 @@ def test_public_may_call_no_function_of_ours(dsn: str) -> None:
         "WHERE n.nspname = 'facefleet' AND has_function_privilege('public', p.oid, 'EXECUTE')",
     )
     assert rows == []
+
+
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+# All that the bridge's role may do to each table; whatever is not here, it may not.
+INGEST = {
+    "SELECT": ["camera_zones", "database_identity", "partitioned", "settings", "tombstones"],
+    "SELECT INSERT": ["batches", "camera_health", "health", "losses", "presence"],
+    "SELECT INSERT DELETE": ["erased_tracks", "track_updates"],
+    "SELECT INSERT UPDATE": [
+        "boxes", "cameras", "health_latest", "job_runs", "rollup_days", "rollup_hours", "rollup_minutes", "sites",
+        "vocabularies", "vocabulary_labels",
+    ],
+    "SELECT INSERT UPDATE DELETE": [
+        "attribute_days", "attribute_hours", "dead_letters", "open_visits", "quarantine", "streams", "visits",
+    ],
+}  # fmt: skip
+OF_OTHERS = ("rollout",)  # tables of other parts of the centre, held to their own tests
+
+
+def privileges(dsn: str, role: str) -> dict[str, str]:
+    """Return what a role may do to each table and view of schema facefleet, partitions aside."""
+    rows = query(
+        dsn,
+        "SELECT c.relname AS name, p AS privilege FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, "
+        "unnest(%(privileges)s::text[]) p WHERE n.nspname = 'facefleet' AND c.relkind IN ('r', 'p', 'v') "
+        "AND NOT c.relispartition AND has_table_privilege(%(role)s, c.oid, p) ORDER BY 1",
+        {"privileges": list(PRIVILEGES), "role": f"facefleet_{role}"},
+    )
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["name"], set()).add(row["privilege"])
+    return {
+        name: " ".join(p for p in PRIVILEGES if p in held)
+        for name, held in found.items()
+        if not name.startswith(OF_OTHERS)
+    }
+
+
+def test_ingest_holds_these_rights_and_no_others(dsn: str) -> None:
+    assert privileges(dsn, "ingest") == {name: held for held, names in INGEST.items() for name in names}
+
+
+@pytest.mark.parametrize("role", ["reader", "compat"])
+def test_readers_hold_no_right_on_any_table(dsn: str, role: str) -> None:
+    assert privileges(dsn, role) == {}
+
+
+def test_ingest_may_count_what_it_drops_and_nothing_else_about_an_erasure(dsn: str) -> None:
+    assert not refused(dsn, "ingest", "UPDATE facefleet.tombstones SET dropped = dropped + 1")
+    assert refused(dsn, "ingest", "UPDATE facefleet.tombstones SET to_at = now()")
+    assert refused(dsn, "ingest", "DELETE FROM facefleet.tombstones")
+    assert refused(dsn, "ingest", "DELETE FROM facefleet.presence")
