@@ -121,6 +121,7 @@ def centre(folder: Path, logs: Path) -> Iterator[Centre]:
                 made.process.stop()
             with suppress(ProcessLookupError):
                 os.killpg(made.process.popen.pid, signal.SIGKILL)
+            made.process.popen.wait(10)
 
 
 def box_yaml(folder: Path, port: int, source: str, **more: Any) -> Path:
