@@ -119,7 +119,10 @@ def _tail(args: argparse.Namespace) -> int:
 
 
 def _certificate(args: argparse.Namespace) -> int:
-    from edge.box import certificate
+    try:
+        from edge.box import certificate
+    except ImportError as error:
+        raise EdgeError(f'{error.name} is not installed; pip install "facefleet[edge]"') from error
 
     folder: Path = args.folder or certificate.FOLDER
     if "site" in args:

@@ -1,5 +1,6 @@
 """A real Mosquitto with the files the authority writes: who gets in, and who may say what."""
 
+import json
 import queue
 import shutil
 import signal
@@ -19,6 +20,7 @@ from bridge.ca.broker import CONF
 from bridge.ca.names import parse_name
 from edge.link import Link, LinkSettings, Message
 from tests.broker import MOSQUITTO, Mosquitto, free_port
+from tests.product import Process, box_yaml
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="Mosquitto is not installed")
 
@@ -259,3 +261,22 @@ def test_a_client_that_expects_another_host_refuses_the_broker(site: Site, tmp_p
         pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"),
     ):
         context.wrap_socket(raw, server_hostname="elsewhere.example")
+
+
+def test_a_real_box_speaks_with_its_certificate_and_says_how_long_it_lasts(site: Site, tmp_path: Path) -> None:
+    tls = {"ca": str(site.authority.folder / "ca.pem")}
+    tls |= {"cert": str(site.keys / "lobby-1.pem"), "key": str(site.keys / "lobby-1.key")}
+    config = box_yaml(
+        tmp_path, site.port, "rtsp://127.0.0.1:1/door",
+        site="munich", heads=[], health_s=1, mqtt={"host": "localhost", "port": site.port, "tls": tls},
+    )  # fmt: skip
+    with site.member("reader:anna", f"{ROOT}/munich/lobby-1/#") as reader:
+        box = Process(["edge.cli", "run", str(config)], tmp_path / "box.log").start()
+        try:
+            heard = [reader.next(60) or pytest.fail(box.text()) for _ in range(5)]
+        finally:
+            box.stop()
+    assert {topic.rpartition("/")[2] for topic, _ in heard} == {"state", "health"}
+    health = [json.loads(text) for topic, text in heard if topic.endswith("health")][-1]
+    assert 29 < health["certificate_days"] < 398
+    assert health["publisher"] == "waiting for a bridge"
