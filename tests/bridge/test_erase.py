@@ -1,6 +1,7 @@
 """Erasing a span of a box: all of it goes, the counts follow, and nothing brings it back."""
 
 import random
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -217,6 +218,29 @@ def test_verb_says_what_would_go_and_does_it_only_when_told(
     assert count(dsn, "visits") == 0
     assert main([*verb, "--from", "yesterday"]) == 2
     assert "expected such as" in capsys.readouterr().err
+
+
+def test_erasing_beside_a_writer_leaves_nothing_whichever_comes_first(store: Store, dsn: str) -> None:
+    """Every event lies in the span: what the writer had in is erased, what it brings afterwards is dropped."""
+    store.write_state("lab", "b1", birth(77), NOW)
+    messages = [sent(*life(n, -n * 1000, minutes=1), first_seq=2 * n - 1) for n in range(1, 121)]
+    under_way = threading.Event()
+
+    def bring() -> None:
+        for number, one in enumerate(messages):
+            store.write([one])
+            if number == 20:
+                under_way.set()
+
+    writer = threading.Thread(target=bring)
+    writer.start()
+    under_way.wait(60)
+    erased = erase(dsn, "lab/b1", None, None)
+    writer.join()
+    assert [count(dsn, table) for table in FACTS] == [0] * len(FACTS)
+    (dropped,) = (row["dropped"] for row in query(dsn, "SELECT dropped FROM tombstones"))
+    assert erased.visits + dropped / 2 == 120
+    assert all(not rows for rows in rollups(dsn).values())
 
 
 # The property ---------------------------------------------------------------------------------------------------------
