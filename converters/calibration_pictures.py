@@ -58,7 +58,7 @@ def calibration_pictures(
     """
     files: Sequence[Path] = pick(picture_files(folder), limit)
     images = [fit(read_picture(path)) for path in files]
-    if all(image.std() < 2 for image in images):
+    if all(image.std(axis=(1, 2)).max() < 2 for image in images):
         raise QuantizeError(f"{folder}: all {len(images)} pictures are of one shade; give pictures of real scenes")
     if colour and all(not np.ptp(image.astype(np.int16), axis=3).any() for image in images):
         raise QuantizeError(f"{folder}: all {len(images)} pictures are grey, but this network eats colour; give colour")

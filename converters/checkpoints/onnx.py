@@ -53,6 +53,10 @@ def prepared(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
                 f"{name}: opset {opset} cannot be raised to {OPSET}: {error}; export it again"
             ) from error
     _rename_input(copy)
+    used = {name for node in copy.graph.node for name in node.input} | {output.name for output in copy.graph.output}
+    kept = [weight for weight in copy.graph.initializer if weight.name in used]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(kept)  # torch used to write counters nobody reads, and onnxruntime warns of each
     for number, node in enumerate(copy.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
     return copy
