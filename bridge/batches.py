@@ -86,9 +86,7 @@ def read(payload: bytes) -> Parsed:
             "expected at most 62, 15 and 32 bits"
         )
     raw = tuple(map(bytes, _raw_batch.decode(inflate(payload)).events))
-    prefix = blake2b(
-        struct.pack(">qhI", batch.base_ms, batch.clock, batch.vocabulary_digest), digest_size=DIGEST_BYTES
-    )
+    prefix = blake2b(struct.pack(">qhI", batch.base_ms, batch.clock, batch.vocabulary_digest), digest_size=DIGEST_BYTES)
     digests = []
     for event in raw:
         hasher = prefix.copy()

@@ -25,15 +25,12 @@ REMEMBER_TRACKS = """
 INSERT INTO erased_tracks (stream, camera_id, track) SELECT * FROM in_erased ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING
 """
 
-DELETE_VISITS = (
-    """
+DELETE_VISITS = """
 WITH changed AS (
     DELETE FROM visits v USING in_erased e
     WHERE v.stream = e.stream AND v.camera_id = e.camera_id AND v.track = e.track
     RETURNING v.camera_id, v.ended_at, v.dwell_ms, v.labels
-), """
-    + COUNT_VISITS.format(sign="-")
-)
+), """ + COUNT_VISITS.format(sign="-")
 
 DELETE_OPEN = """
 DELETE FROM open_visits o USING in_erased e

@@ -75,8 +75,7 @@ SELECT count(*) FROM changed
 
 # A second `ended` of one track changes nothing: the row that came first stands. `earliest` is the earliest start of
 # any visit here, and keeps the search out of older partitions.
-INSERT_VISITS = (
-    """
+INSERT_VISITS = """
 WITH changed AS (
     INSERT INTO visits SELECT * FROM in_visits i
     WHERE NOT EXISTS (
@@ -84,9 +83,7 @@ WITH changed AS (
         AND v.ended_at >= %(earliest)s AND v.seq IS NOT NULL)
     ON CONFLICT DO NOTHING
     RETURNING camera_id, ended_at, dwell_ms, labels
-), """
-    + COUNT_VISITS.format(sign="")
-)
+), """ + COUNT_VISITS.format(sign="")
 
 REFUSED_VISITS = """
 SELECT stream, camera_id, track FROM in_visits i
@@ -128,8 +125,7 @@ ON CONFLICT (stream, camera_id, track) DO UPDATE SET
 
 # P28: visits of superseded streams stand closed in visits while their open row waits for the real end. Before more is
 # learnt about them they are taken back, afterwards closed again.
-RETRACT_CLOSED = (
-    """
+RETRACT_CLOSED = """
 WITH reopened AS (
     UPDATE open_visits SET closed = false WHERE stream = ANY(%(streams)s) AND closed
     RETURNING stream, camera_id, track, last_at
@@ -138,12 +134,9 @@ WITH reopened AS (
     WHERE v.stream = o.stream AND v.camera_id = o.camera_id AND v.track = o.track AND v.ended_at = o.last_at
     AND v.seq IS NULL
     RETURNING v.camera_id, v.ended_at, v.dwell_ms, v.labels
-), """
-    + COUNT_VISITS.format(sign="-")
-)
+), """ + COUNT_VISITS.format(sign="-")
 
-CLOSE_OPEN = (
-    """
+CLOSE_OPEN = """
 WITH closing AS (
     UPDATE open_visits SET closed = true WHERE stream = ANY(%(streams)s) AND NOT closed RETURNING *
 ), changed AS (
@@ -153,9 +146,7 @@ WITH closing AS (
         entry_x, entry_y, exit_x, exit_y, w, h, score, 0, clock, vocabulary_id, labels, confidences
     FROM closing ORDER BY stream, camera_id, track
     RETURNING camera_id, ended_at, dwell_ms, labels
-), """
-    + COUNT_VISITS.format(sign="")
-)
+), """ + COUNT_VISITS.format(sign="")
 
 # Updates, presence, rollups ---------------------------------------------------------------------------------------
 

@@ -80,9 +80,7 @@ class Transaction:
         self._graves: dict[int, Graves] = {}  # by stream
         self._erased: list[int] = []  # tombstones, one for each event that came too late
 
-    def run(
-        self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool
-    ) -> Written:
+    def run(self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool) -> Written:
         """Do all of it.
 
         Args:
