@@ -6,6 +6,7 @@ Called as `scenario.py UNIT`; uses nothing but the container's own Python and sy
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,13 @@ def run(unit: str, told: dict[str, object]) -> None:
         aside.rename(SPOOL / "junk.ffbundle")
         told["spool_s"] = wait("spool emptied", lambda: not (SPOOL / "junk.ffbundle").exists())
         told["refused"] = (SPOOL.parent / "result.json").read_text()
+        before, slot = main_pid(unit), os.readlink(SPOOL.parent / "current")
+        shutil.copy("/second.ffbundle", SPOOL / "second.part")
+        (SPOOL / "second.part").rename(SPOOL / "second.ffbundle")
+        wait("second bundle tried", lambda: not (SPOOL / "second.ffbundle").exists(), 2 * PATIENCE_S)
+        told["rolled_back"] = (SPOOL.parent / "result.json").read_text()
+        told["same_slot"] = os.readlink(SPOOL.parent / "current") == slot
+        told["restarted_for_it"] = main_pid(unit) not in (0, before)
 
     third = main_pid(unit)
     told["undisturbed"] = third not in (0, second)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def debian() -> Path:
     return tree
 
 
+@pytest.fixture
+def tree(debian: Path, tmp_path: Path) -> Iterator[Path]:
+    """Return a tree of one's own; a gigabyte, so it goes at once."""
+    made = tmp_path / "tree"
+    subprocess.run(["cp", "-a", "--reflink=auto", str(debian), str(made)], check=True)
+    yield made
+    shutil.rmtree(made)
+    shutil.rmtree(tmp_path / "wheels")
+
+
 def boot(tree: Path, unit: str) -> dict[str, Any]:
     """Boot a tree with the scenario in it; return what it wrote."""
     shutil.copy(Path(__file__).with_name("scenario.py"), tree / "scenario.py")
@@ -101,8 +112,7 @@ def judge(told: dict[str, Any]) -> None:
     assert told["process"]["Uid"][0] != "0"
 
 
-def test_a_bridge_is_started_killed_hung_and_stopped(debian: Path, tmp_path: Path) -> None:
-    tree = copy(debian, tmp_path)
+def test_a_bridge_is_started_killed_hung_and_stopped(tree: Path, tmp_path: Path) -> None:
     system.install(tree, wheelhouse.make(tmp_path / "wheels", "bridge"), "bridge", print)
     (tree / "etc/facefleet").mkdir()
     (tree / "etc/facefleet/bridge.yaml").write_text(
@@ -119,8 +129,7 @@ def test_a_bridge_is_started_killed_hung_and_stopped(debian: Path, tmp_path: Pat
     assert "hidden-in-the-store" not in told["journal"]
 
 
-def test_a_flashed_box_is_started_killed_hung_and_stopped(debian: Path, tmp_path: Path) -> None:
-    tree = copy(debian, tmp_path)
+def test_a_flashed_box_is_started_killed_hung_rolled_back_and_stopped(tree: Path, tmp_path: Path) -> None:
     system.install(tree, wheelhouse.make(tmp_path / "wheels", "edge"), "edge", print)
     desk = tmp_path / "desk"
     desk.mkdir()
@@ -141,17 +150,21 @@ def test_a_flashed_box_is_started_killed_hung_and_stopped(debian: Path, tmp_path
     key = str(desk / "signing.key")
     assert main(["keys", "new", key]) == 0
     assert main(["flash", str(config), str(tree), "--yes", "--key", key]) == 0
+    config.write_text(config.read_text().replace('"threads": 1', '"threads": 2'))
+    assert main(["bundle", "build", str(config), "--key", key, "-o", str(tree / "second.ffbundle")]) == 0
+    impatient = tree / "etc/systemd/system/facefleet-spool.service.d/test.conf"
+    impatient.parent.mkdir()
+    impatient.write_text(
+        "[Service]\nExecStart=\nExecStart=/opt/facefleet/current/bin/facefleet-edge apply --spool --start 6 --hold 2\n"
+    )
     told = boot(tree, "facefleet-edge.service")
     judge(told)
     assert told["status_text"].startswith("1 cameras, config ")
     assert json.loads(told["refused"])["outcome"] == "refused", "junk in the spool is taken, refused and removed"
+    assert json.loads(told["rolled_back"])["outcome"] == "rolled_back", "no broker, so it cannot prove itself"
+    assert "publisher is disconnected" in json.loads(told["rolled_back"])["reason"]
+    assert told["same_slot"]
+    assert told["restarted_for_it"]
     status = json.loads((tree / "var/lib/facefleet/health.json").read_text())
     assert status["cameras"]["door"]["state"] != "streaming"
     assert (tree / "var/lib/facefleet").stat().st_uid == int(told["process"]["Uid"][0])
-
-
-def copy(debian: Path, tmp_path: Path) -> Path:
-    """Return a tree of one's own."""
-    tree = tmp_path / "tree"
-    subprocess.run(["cp", "-a", "--reflink=auto", str(debian), str(tree)], check=True)
-    return tree
