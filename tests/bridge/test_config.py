@@ -31,7 +31,7 @@ def test_example_config_loads_with_its_documented_defaults() -> None:
 
 def test_example_names_every_key_once_its_comments_are_taken_off(tmp_path: Path) -> None:
     lines = (ROOT / "config/bridge.yaml").read_text().splitlines()
-    keys = ("password:", "database:", "user:", "tls:")
+    keys = ("password:", "database:", "user:", "tls:", "  ca:", "  cert:", "  key:")
     live = [
         line.replace("# ", "", 1) if line.strip().startswith(tuple(f"# {k}" for k in keys)) else line for line in lines
     ]
