@@ -22,7 +22,7 @@ from rich.table import Table
 import edge
 from edge.assembly import find_bundle
 from edge.box import facts
-from edge.box.made_scene import CALM_SHARE, Scene, golden_face, write_clip
+from edge.box.made_scene import CALM_SHARE, Scene, surest_face, write_clip
 from edge.box.measurement import Job, Report, Round
 from edge.config import LoadedConfig, load_box
 from edge.errors import EdgeError
@@ -109,7 +109,7 @@ def made_clips(
 ) -> dict[str, Path]:
     """Write the made scene at every size, played once; return the files by name."""
     bundles = [find_bundle(config.models_dir, name, "detector") for name in detectors(config)]
-    face = golden_face(max(bundles, key=lambda bundle: bundle.manifest.input.width))
+    face = surest_face(bundles)
     clips = {name: folder / f"{name}.mp4" for name in sizes}
     for name, path in clips.items():
         write_clip(path, Scene(face, sizes[name], period_s=period_s), period_s)

@@ -3,6 +3,7 @@
 A box has no portraits and no video of its own, but each detector bundle carries a golden picture with a face on it.
 """
 
+from collections.abc import Iterable
 from math import pi, sin
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge.errors import ModelError
 from edge.models.bundle import Bundle
-from edge.models.decoders import DECODERS
+from edge.models.decoders import DECODERS, Detections
 from edge.models.golden import load_golden
 
 Image = NDArray[np.uint8]
@@ -22,14 +23,18 @@ FACE_SHARE = 0.16  # height of a face, of the frame's: 173 px at 1080p, so that 
 CALM_SHARE = 0.08  # of the frame at its top, where no face goes: the benchmark paints its mask there
 
 
+def surest_face(bundles: Iterable[Bundle]) -> Image:
+    """Return the face that its own detector is surest of: golden pictures may be tinted until colours matter."""
+    return golden_face(max(bundles, key=lambda bundle: max(_golden_found(bundle).score, default=0.0)))
+
+
 def golden_face(bundle: Bundle) -> Image:
     """Return the surest face of a detector's golden picture with some surroundings, (h, w, 3) uint8 BGR.
 
     Raises:
         ModelError: its golden output shows no face.
     """
-    manifest, golden = bundle.manifest, load_golden(bundle)
-    found = DECODERS[manifest.decoder](golden.outputs, manifest.input, manifest.score_threshold)
+    manifest, golden, found = bundle.manifest, load_golden(bundle), _golden_found(bundle)
     if not len(found.score):
         raise ModelError(f"{manifest.name}: its golden picture shows no face; give the benchmark a clip with --clip")
     picture = golden.image[0]
@@ -37,6 +42,11 @@ def golden_face(bundle: Bundle) -> Image:
     dx, dy = SURROUND * (x1 - x0), SURROUND * (y1 - y0)
     left, top = max(0, round(x0 - dx)), max(0, round(y0 - dy))
     return np.ascontiguousarray(picture[top : round(y1 + dy), left : round(x1 + dx)])
+
+
+def _golden_found(bundle: Bundle) -> Detections:
+    manifest = bundle.manifest
+    return DECODERS[manifest.decoder](load_golden(bundle).outputs, manifest.input, manifest.score_threshold)
 
 
 class Scene:
