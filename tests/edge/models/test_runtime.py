@@ -219,6 +219,7 @@ def test_candidates_prefer_int8_ir_then_onnx_on_the_cpu_and_fp16_elsewhere(bundl
 
 
 @pytest.mark.convert
+@pytest.mark.convert
 @pytest.mark.parametrize("source", [
     Input(12, 8, color="RGB", mean=(10.0, 20.0, 30.0), scale=(58.0, 57.0, 59.0)),
     Input(12, 8, color="BGR", mean=(0.0, 0.0, 0.0), scale=(255.0, 255.0, 255.0)),
@@ -228,7 +229,7 @@ def test_candidates_prefer_int8_ir_then_onnx_on_the_cpu_and_fp16_elsewhere(bundl
 ], ids=lambda s: f"{s.layout}-{s.color}")  # fmt: skip
 def test_both_runtimes_feed_the_network_the_same_pixels(tmp_path, source):
     """An identity network shows what arrives: onnxruntime's numpy and OpenVINO's graph agree to 1e-3 of a step."""
-    import onnx
+    onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper
 
     from edge.models.bundle import Bundle, describe
