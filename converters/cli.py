@@ -10,11 +10,11 @@ from edge.errors import EdgeError
 
 # Imported when the command runs, not when this module is: torch alone takes two seconds.
 MODULES = (
-    "converters.evaluate",
-    "converters.train_student",
-    "converters.train_detector",
-    "converters.convert_detector",
-    "converters.convert_foreign",
+    "converters.evaluation.evaluate",
+    "converters.training.student",
+    "converters.training.detector",
+    "converters.bundles.detector",
+    "converters.bundles.foreign_verbs",
 )
 
 

@@ -12,7 +12,7 @@ from converters.checkpoints.keras_builder import Builder, Shape
 from converters.checkpoints.keras_file import Layer, read_keras
 from converters.checkpoints.keras_layers import LAYERS
 from converters.errors import CheckpointError
-from converters.quantize import INPUT_NAME
+from converters.quantization.quantize import INPUT_NAME
 
 OPSET = 18
 IR_VERSION = 9

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import version_converter
 
 from converters.errors import CheckpointError
-from converters.quantize import INPUT_NAME
+from converters.quantization.quantize import INPUT_NAME
 from edge.models.manifest import Decoder, Input
 
 OPSET = 18  # per-channel QDQ needs 13; this is what our own exporter writes

@@ -19,8 +19,8 @@ import torch
 from converters.checkpoints.inert_pickle import TorchZip, plain_tensors, read_checkpoint
 from converters.checkpoints.onnx import prepared
 from converters.errors import CheckpointError
-from converters.evaluate_classifier import load_student
-from converters.quantize import INPUT_NAME, OPSET, export_onnx
+from converters.evaluation.classifier import load_student
+from converters.quantization.quantize import INPUT_NAME, OPSET, export_onnx
 from edge.models.manifest import Input
 from edge.models.preprocess import tensor_shape
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from converters.evaluate_classifier import load_student
+from converters.evaluation.classifier import load_student
 from converters.nets.yolov10 import Exported, load_weights
 from edge.models.bundle import MANIFEST, Bundle, load_bundle
 from edge.models.manifest import Input

@@ -1,0 +1,300 @@
+"""Judge a face detector on labelled pictures: AP at IoU 0.5 and 0.5–0.95, by face size, recall and false boxes.
+
+Everything goes through `edge`'s own letterbox and decoders, so that the figures are those of a box in the field.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from converters.bundles.package import DATA, open_runtimes
+from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, yolo_folder
+from converters.errors import ConvertError
+from converters.nets.yolov10 import Exported, YOLOv10, load_weights
+from edge.geometry import area, iou
+from edge.models.bundle import Bundle
+from edge.models.decoders import DECODERS, Detections
+from edge.models.manifest import Input, Manifest
+from edge.models.preprocess import to_tensor
+from edge.models.runtime import LIBRARIES, Runtime, candidates
+from edge.track.letterbox import Letterbox
+
+LOW_SCORE = 0.001  # AP needs the whole curve, not what a box would publish
+IOUS = tuple(np.arange(0.5, 1.0, 0.05).round(2).tolist())
+
+Sides = tuple[float, float]
+ANY: Sides = (0.0, 1e9)
+# COCO's words for the square root of a box's area, in pixels of the picture.
+SIZES: dict[str, Sides] = {"small": (0.0, 32.0), "medium": (32.0, 96.0), "large": (96.0, 1e9)}
+
+Scored = tuple[Detections, NDArray[np.float32]]
+
+
+def average_precision(pictures: Sequence[Scored], iou_threshold: float, sides: Sides = ANY) -> float:
+    """Return the area under the interpolated precision-recall curve (Everingham et al. 2010, all points).
+
+    Args:
+        pictures: per picture the detections and its (N, 4) float32 faces, in the same pixels.
+        iou_threshold: a detection hits the best face not yet hit at or above this.
+        sides: faces whose square root of area, in pixels of the picture, is outside [low, high) neither help nor harm.
+    """
+    scores, hits, total = [np.zeros(0, np.float32)], [np.zeros(0, bool)], 0
+    for found, faces in pictures:
+        side = np.sqrt(area(faces))
+        counted = (side >= sides[0]) & (side < sides[1])
+        total += int(counted.sum())
+        hit, kept = match(found, faces, counted, iou_threshold, sides)
+        scores.append(found.score[kept])
+        hits.append(hit[kept])
+    if total == 0:
+        return float("nan")
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    hit = np.concatenate(hits)[order]
+    recall = np.cumsum(hit) / total
+    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+
+def match(
+    found: Detections,
+    faces: NDArray[np.float32],
+    counted: NDArray[np.bool_],
+    iou_threshold: float,
+    sides: Sides,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Match detections, best first, to faces.
+
+    Returns:
+        (N,) bool: hit a counted face; (N,) bool: takes part (False: hit an uncounted face, or missed at another size).
+    """
+    hit, kept = np.zeros(len(found.score), bool), np.ones(len(found.score), bool)
+    overlap = iou(found.xyxy, faces) if len(faces) else np.zeros((len(found.score), 0), np.float32)
+    free = np.ones(len(faces), bool)
+    side = np.sqrt(area(found.xyxy))
+    for row in np.argsort(-found.score, kind="stable"):
+        fits = np.where(free, overlap[row], 0.0)
+        best = int(fits.argmax()) if len(faces) else -1
+        if best >= 0 and fits[best] >= iou_threshold:
+            free[best] = False
+            hit[row] = kept[row] = bool(counted[best])
+        else:
+            kept[row] = sides[0] <= side[row] < sides[1]
+    return hit, kept
+
+
+def to_frame(found: Detections, letterbox: Letterbox) -> Detections:
+    """Bring boxes from input pixels back to the picture that was last drawn."""
+    corners = letterbox.placement.to_frame(found.xyxy.reshape(-1, 2, 2))
+    return Detections(corners.reshape(-1, 4).astype(np.float32), found.score)
+
+
+@torch.inference_mode()
+def predict_torch(net: YOLOv10, image: NDArray[np.uint8], size: int, threshold: float = LOW_SCORE) -> Detections:
+    """Run a float network in torch on one (H, W, 3) uint8 BGR picture; boxes in its pixels."""
+    spec = Input(width=size, height=size)
+    letterbox = Letterbox(size, size)
+    tensor = torch.from_numpy(to_tensor(letterbox(image), spec))
+    boxes, scores = Exported(net.eval(), size, size)(tensor)
+    return to_frame(DECODERS["yolov10"]([boxes.numpy(), scores.numpy()], spec, threshold), letterbox)
+
+
+class Judge:
+    """A runtime with `edge`'s letterbox before it and its decoder behind it, at whatever threshold is asked for."""
+
+    def __init__(self, runtime: Runtime, manifest: Manifest) -> None:
+        self._runtime, self._manifest = runtime, manifest
+        self._letterbox = Letterbox(manifest.input.width, manifest.input.height, manifest.input.fit)
+
+    def __call__(self, image: NDArray[np.uint8], threshold: float = LOW_SCORE) -> Detections:
+        """Find faces in one (H, W, 3) uint8 BGR picture; boxes in its pixels."""
+        outputs = self._runtime.infer(self._letterbox(image))
+        decoded = DECODERS[self._manifest.decoder](outputs, self._manifest.input, threshold)
+        return to_frame(decoded, self._letterbox)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one artefact does on one set of pictures.
+
+    Attributes:
+        ap50, ap50_95: over all faces; `ap50_small`, `ap50_medium`, `ap50_large` by COCO's sizes; NaN without faces.
+        recall, precision: at the score threshold and IoU 0.5; `false_boxes` is what precision misses, counted.
+    """
+
+    images: int
+    faces: int
+    ap50: float
+    ap50_95: float
+    ap50_small: float
+    ap50_medium: float
+    ap50_large: float
+    recall: float
+    precision: float
+    false_boxes: int
+
+
+def report(pictures: Sequence[Scored], threshold: float) -> Report:
+    """Sum up detections that were collected at `LOW_SCORE`."""
+    true, found, faces = counts(pictures, threshold)
+    sizes = {f"ap50_{name}": average_precision(pictures, 0.5, sides) for name, sides in SIZES.items()}
+    return Report(
+        images=len(pictures),
+        faces=faces,
+        ap50=average_precision(pictures, 0.5),
+        ap50_95=statistics.fmean(average_precision(pictures, t) for t in IOUS),
+        recall=true / faces if faces else float("nan"),
+        precision=true / found if found else float("nan"),
+        false_boxes=found - true,
+        **sizes,
+    )
+
+
+def tune_threshold(pictures: Sequence[Scored], negatives: Sequence[Scored], per_negatives: int = 50) -> float:
+    """Return the score threshold with the best F1 that leaves at most one false box per `per_negatives` negatives.
+
+    Args:
+        pictures: the validation set, detections at `LOW_SCORE`.
+        negatives: pictures without faces the model was tuned beside, not those it is reported on; may be empty.
+    """
+    best, best_f1 = 0.5, -1.0
+    scores = np.concatenate([found.score for found, _ in negatives] or [np.zeros(0, np.float32)])
+    for threshold in np.arange(0.05, 0.90, 0.01).round(2).tolist():
+        if int((scores >= threshold).sum()) * per_negatives > len(negatives):
+            continue
+        true, found, faces = counts(pictures, threshold)
+        f1 = 2 * true / max(found + faces, 1)
+        if f1 > best_f1:
+            best, best_f1 = threshold, f1
+    return best
+
+
+def counts(pictures: Sequence[Scored], threshold: float) -> tuple[int, int, int]:
+    """Return true boxes, boxes found and faces at one threshold and IoU 0.5."""
+    true = found = faces = 0
+    for detections, boxes in pictures:
+        hit, _ = match(detections, boxes, np.ones(len(boxes), bool), 0.5, ANY)
+        published = detections.score >= threshold
+        true, found, faces = true + int(hit[published].sum()), found + int(published.sum()), faces + len(boxes)
+    return true, found, faces
+
+
+def latency_ms(runtimes: Mapping[str, Runtime], image: NDArray[np.uint8], rounds: int = 60) -> dict[str, float]:
+    """Return the median milliseconds of each runtime, measured in turn so that a busy machine is unfair to none.
+
+    Args:
+        runtimes: by name.
+        image: (1, H, W, 3) uint8 BGR of the network's size.
+        rounds: of one inference each, after five to warm up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runtimes}
+    for turn in range(rounds + 5):
+        for name, runtime in runtimes.items():
+            began = time.perf_counter()
+            runtime.infer(image)
+            if turn >= 5:
+                times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+SETS: dict[str, Callable[[Path], Iterable[Sample]]] = {
+    "face_mask/test": lambda data: face_mask(data, "test"),
+    "face_mask/val": lambda data: face_mask(data, "val"),
+    "fairface": fairface,
+    "london": london,
+    "mik1i/negatives": mik1i_negatives,
+}
+
+
+def samples_of(data: Path, names: Sequence[str]) -> dict[str, list[Sample]]:
+    """Read the named sets of the data folder, or `images/` and `labels/` (YOLO txt) of any other folder."""
+    if (data / "images").is_dir() and (data / "labels").is_dir():
+        return {data.name: list(yolo_folder(data))}
+    unknown = sorted(set(names) - SETS.keys())
+    if unknown or not (data / "detection").is_dir():
+        raise ConvertError(
+            f"{data}: no set {unknown or names} here; expected images/ and labels/, or the data folder with one of "
+            f"{sorted(SETS)}"
+        )
+    return {name: list(SETS[name](data)) for name in names}
+
+
+def evaluate_runtimes(
+    runtimes: Mapping[str, Runtime], manifest: Manifest, sets: Mapping[str, Sequence[Sample]]
+) -> dict[str, dict[str, Report]]:
+    """Return a report per artefact and set."""
+    table: dict[str, dict[str, Report]] = {}
+    for artefact, runtime in runtimes.items():
+        judge = Judge(runtime, manifest)
+        table[artefact] = {}
+        for name, samples in sets.items():
+            scored = [(judge(s.image), s.boxes) for s in track(samples, f"{artefact} {name}", transient=True)]
+            table[artefact][name] = report(scored, manifest.score_threshold)
+    return table
+
+
+def show(table: Mapping[str, Mapping[str, Report]], console: Console) -> None:
+    """Print one row per set and artefact."""
+    columns = ["ap50", "ap50_95", "ap50_small", "ap50_medium", "ap50_large", "recall", "precision", "false_boxes"]
+    grid = Table("set", "artefact", "images", "faces", *columns)
+    for artefact, reports in table.items():
+        for name, r in reports.items():
+            values = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in (getattr(r, c) for c in columns)]
+            grid.add_row(name, artefact, str(r.images), str(r.faces), *values)
+    console.print(grid)
+
+
+REPORTED = ("face_mask/test", "london", "mik1i/negatives")
+FAIRFACE = "fairface"
+
+
+def unseen(folder: Path) -> tuple[str, ...]:
+    """Return the sets a bundle is measured on: FairFace too, unless its `data.json` says that it has learnt from it."""
+    path = folder / DATA
+    learnt = json.loads(path.read_text()).get(FAIRFACE, {}).get("pictures", 0) if path.exists() else 0
+    return REPORTED if learnt else (*REPORTED, FAIRFACE)
+
+
+def evaluate(bundle: Bundle, args: argparse.Namespace) -> int:
+    """Measure every CPU artefact of a bundle, and its float checkpoint where it has one.
+
+    Args:
+        bundle: of a detector.
+        args: `data`, `threads`, `json` of `facefleet-convert evaluate`.
+    """
+    ways = candidates(bundle, "CPU")
+    runtimes = {way.artefact: LIBRARIES[way.library](bundle, way, args.threads, None) for way in ways}
+    with tempfile.TemporaryDirectory() as aside:
+        if bundle.manifest.decoder == "yolov10" and "checkpoint" in bundle.manifest.files:
+            runtimes = float_runtimes(bundle, Path(aside), args.threads) | runtimes
+        table = evaluate_runtimes(runtimes, bundle.manifest, samples_of(args.data, unseen(bundle.folder)))
+        source = bundle.manifest.input
+        times = latency_ms(runtimes, np.full((1, source.height, source.width, 3), 114, np.uint8))
+    console = Console()
+    show(table, console)
+    console.print("median ms: " + "  ".join(f"{name} {ms:.2f}" for name, ms in times.items()))
+    if args.json:
+        plain = {a: {name: asdict(r) for name, r in reports.items()} for a, reports in table.items()}
+        args.json.write_text(json.dumps({"accuracy": plain, "latency_ms": times}, indent=1) + "\n")
+    return 0
+
+
+def float_runtimes(bundle: Bundle, folder: Path, threads: int) -> dict[str, Runtime]:
+    """Compile the checkpoint's FP32 network for both runtimes, under the names fp32_openvino and fp32_onnx."""
+    from converters.quantization.detector_artefacts import write_float
+
+    write_float(load_weights(bundle.path("checkpoint")), bundle.manifest.input.width, folder)
+    return open_runtimes(folder, msgspec.structs.replace(bundle.manifest, calibration=None), threads)
