@@ -27,18 +27,19 @@ class Rates:
     `zoom` is the share of views cut around one face so that its long side fills 0.25–1.1 of the frame.
     """
 
-    mosaic: float = 0.5
-    zoom: float = 0.2
+    mosaic: float = 0.45
+    zoom: float = 0.27
     flip: float = 0.5
     grey: float = 0.08
     blur: float = 0.08
     sources: tuple[tuple[str, float], ...] = (
-        ("face_mask", 0.38),
-        ("crowd", 0.16),
-        ("fairface", 0.14),
-        ("negative", 0.14),
-        ("webcam", 0.10),
-        ("portrait", 0.08),
+        ("face_mask", 0.35),
+        ("crowd", 0.14),
+        ("negative", 0.16),
+        ("fairface", 0.12),
+        ("portrait", 0.11),
+        ("webcam", 0.07),
+        ("filmed", 0.05),
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from converters.errors import ConvertError
 
 MAX_SIDE_PX = 512
+WALKING = ("walking", "one-by-one")  # clips of video/intel that are for reporting only
 YUNET = "weights/yunet_apache2/yunet_n_dynamic.onnx"
 
 
@@ -175,15 +176,46 @@ def talking_heads(data: Path, frames: int = 10) -> Iterator[Sample]:
     """Read evenly spaced frames of `video/liveportrait`, boxes by the teacher."""
     teacher = Teacher(data / YUNET, 0.7)
     for path in sorted((data / "video/liveportrait").glob("*.mp4")):
-        video = cv2.VideoCapture(str(path))
-        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        for index in np.linspace(0, total - 1, frames).astype(int):
-            video.set(cv2.CAP_PROP_POS_FRAMES, float(index))
-            found, frame = video.read()
-            if found:
-                image, _ = _shrink(np.asarray(frame, np.uint8), np.zeros((0, 4), np.float32))
-                yield _sample(f"liveportrait/{path.name}#{index}", "portrait", path, image, teacher(image))
-        video.release()
+        for index, image in evenly_spaced(path, frames):
+            yield _sample(f"liveportrait/{path.name}#{index}", "portrait", path, image, teacher(image))
+
+
+def filmed(data: Path, frames: int = 16) -> Iterator[Sample]:
+    """Read evenly spaced frames of `video/intel`, boxes by the teacher; the walking clips are kept for reporting.
+
+    What the teacher only suspects is blotted out: neither a face nor background. A frame without any suspicion is a
+    picture without faces.
+    """
+    teacher, suspicious = Teacher(data / YUNET, 0.7), Teacher(data / YUNET, 0.25)
+    for path in sorted((data / "video/intel").glob("*.*")):
+        if path.suffix not in {".mkv", ".gif", ".mp4"} or any(word in path.name for word in WALKING):
+            continue
+        for index, frame in evenly_spaced(path, frames):
+            image, boxes = redraw(frame, suspicious(frame), teacher(frame))
+            yield _sample(f"intel/{path.name}#{index}", "filmed" if len(boxes) else "negative", path, image, boxes)
+
+
+def evenly_spaced(path: Path, count: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield `count` frames of a clip with their numbers, shrunk."""
+    video = cv2.VideoCapture(str(path))
+    wanted = set(np.linspace(0, _length(path) - 1, count).astype(int).tolist())
+    # Read in order: seeking in a GIF or between key frames lands elsewhere.
+    index = 0
+    while wanted and video.grab():
+        if index in wanted:
+            wanted.remove(index)
+            _, frame = video.retrieve()
+            yield index, _shrink(np.asarray(frame, np.uint8), np.zeros((0, 4), np.float32))[0]
+        index += 1
+    video.release()
+
+
+def _length(path: Path) -> int:
+    video, count = cv2.VideoCapture(str(path)), 0
+    while video.grab():
+        count += 1
+    video.release()
+    return count
 
 
 def fairface(data: Path) -> Iterator[Sample]:
@@ -217,6 +249,7 @@ TRAINING: tuple[Callable[[Path], Iterable[Sample]], ...] = (
     mik1i_train,
     portraits,
     talking_heads,
+    filmed,
     fairface,
 )
 
@@ -228,6 +261,7 @@ PURPOSES: dict[str, str] = {
     "(Roboflow mohamed-traore-2ekkp/face-detection-mik1i), partly filmed by them, partly pictures from the web",
     "fairface": "training, pseudo boxes; CC BY 4.0, Karkkainen & Joo, WACV 2021",
     "canada": "training, boxes by YuNet; CC BY 4.0, DeBruine & Jones",
+    "intel": "training, boxes by YuNet, without the walking clips; CC BY 4.0, Intel (intel-iot-devkit sample-videos)",
     "liveportrait": "training, boxes by YuNet; MIT, examples of the LivePortrait repository",
 }
 

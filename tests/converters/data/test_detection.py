@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from converters.data.detection import (
+    WALKING,
     digests,
+    evenly_spaced,
     face_mask,
     fairface,
+    filmed,
     held_out,
     mik1i_negatives,
     read_yolo_labels,
@@ -70,3 +74,22 @@ def test_fairface_faces_are_large(shared: Path) -> None:
     sides = [np.ptp(s.boxes[:, [0, 2]], axis=1).max() / s.image.shape[1] for s in fairface(shared) if len(s.boxes)]
     assert len(sides) > 300
     assert float(np.median(sides)) > 0.3
+
+
+@pytest.mark.shared
+def test_filmed_frames_leave_the_walking_clips_for_reporting(shared: Path) -> None:
+    samples = list(filmed(shared, frames=2))
+    assert {s.source for s in samples} <= {"filmed", "negative"}
+    assert sum(len(s.boxes) for s in samples) >= len(samples)
+    assert not any(word in s.name for s in samples for word in WALKING)
+
+
+def test_evenly_spaced_frames_are_those_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for level in range(0, 200, 10):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    found = {index: int(image.mean()) for index, image in evenly_spaced(path, 3)}
+    assert list(found) == [0, 9, 19]
+    assert all(abs(level - 10 * index) <= 3 for index, level in found.items())
