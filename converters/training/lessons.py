@@ -15,6 +15,16 @@ from converters.data.attributes import AGE_BANDS, HEADS, OTHER_RACE, Faces, Labe
 LIFT = {"age": 0.3, "gender": 0.0, "race": 0.7, "emotion": 0.0}
 SMOOTHING = 0.05
 OUTSIDER_WEIGHT = 0.5
+# Taught beside the age bands and dropped in the end: inside a band the bands say nothing, five-year steps still do.
+YEARS = "years"
+STEPS = tuple((low, low + 4) for low in range(1, 91, 5))
+YEARS_WEIGHT = 0.5
+CLASSES = {head: len(labels) for head, labels in HEADS.items()} | {YEARS: len(STEPS)}
+
+
+def taught(heads: Sequence[str]) -> tuple[str, ...]:
+    """Return the heads with the helper that is taught beside them, at the end."""
+    return (*heads, YEARS) if "age" in heads else tuple(heads)
 
 
 @dataclass(frozen=True)
@@ -41,30 +51,38 @@ def lessons(faces: Faces, heads: Sequence[str]) -> Lessons:
 
 def _target(label: Label, head: str) -> NDArray[np.float64]:
     """Return a probability row; age becomes a bell around the year, because 45 is nearly "46-60"."""
-    n = len(HEADS[head])
-    right = label.classes(head)
+    n = CLASSES[head]
+    right = _right(label, head)
     if _outsider(label, head):
         return np.full(n, 1 / n)
     if not right:
         return np.zeros(n)
-    if head != "age":
+    if head not in ("age", YEARS):
         return np.eye(n)[right[0]] * (1 - SMOOTHING) + SMOOTHING / n
+    bands = AGE_BANDS if head == "age" else STEPS
     age = sum(label.ages) / 2
     width = 0.7 + 0.06 * age
-    edges = [(low - 0.5 - age) / width for low, _ in AGE_BANDS] + [(AGE_BANDS[-1][1] + 0.5 - age) / width]
+    edges = [(low - 0.5 - age) / width for low, _ in bands] + [(bands[-1][1] + 0.5 - age) / width]
     row = np.diff([0.5 * (1 + math.erf(edge / math.sqrt(2))) for edge in edges])
     return np.asarray(row / row.sum())
 
 
 def _weights(labels: Sequence[Label], head: str) -> NDArray[np.float64]:
-    right = [label.classes(head) for label in labels]
-    counts = np.bincount([r[0] for r in right if r], minlength=len(HEADS[head]))
+    right = [_right(label, head) for label in labels]
+    if head == YEARS:
+        return np.array([YEARS_WEIGHT if r else 0.0 for r in right])
+    counts = np.bincount([r[0] for r in right if r], minlength=CLASSES[head])
     lift = (counts.max() / np.maximum(counts, 1)) ** LIFT[head]
     weight = np.array([lift[r[0]] if r else 0.0 for r in right])
     if weight.any():
         weight /= weight[weight > 0].mean()
     weight[[_outsider(label, head) for label in labels]] = OUTSIDER_WEIGHT
     return weight
+
+
+def _right(label: Label, head: str) -> tuple[int, ...]:
+    """Return the right answers of a head; the helper has one wherever the age is known."""
+    return label.classes("age" if head == YEARS else head)
 
 
 def _outsider(label: Label, head: str) -> bool:
@@ -84,5 +102,5 @@ def loss(logits: Tensor, targets: Tensor, weights: Tensor, heads: Sequence[str])
 
 def spans(heads: Sequence[str]) -> list[tuple[int, int]]:
     """Return (first logit, number of logits) of each head lying side by side."""
-    sizes = [len(HEADS[head]) for head in heads]
+    sizes = [CLASSES[head] for head in heads]
     return [(sum(sizes[:i]), n) for i, n in enumerate(sizes)]

@@ -19,7 +19,7 @@ from converters.data.attributes import HEADS, Faces, load
 from converters.data.augment_faces import augment, centred
 from converters.errors import ConvertError
 from converters.nets.student import WIDTHS, Student
-from converters.training.lessons import Lessons, lessons, loss, spans
+from converters.training.lessons import Lessons, lessons, loss, spans, taught
 
 SIZE_PX = 64
 TRAIN_SETS = ("utkface", "fer2013")
@@ -116,7 +116,7 @@ def _epoch(plan: Plan, state: State, material: Lessons) -> None:
         x = augment(material.pictures[pick], material.inside[pick], SIZE_PX, plan.margin, rng)
         with torch.autocast("cpu", torch.bfloat16):
             logits = state.student(x.to(memory_format=torch.channels_last))
-        value = loss(logits, material.targets[pick], material.weights[pick], plan.heads)
+        value = loss(logits, material.targets[pick], material.weights[pick], taught(plan.heads))
         state.optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(state.student.parameters(), 3.0)
@@ -147,7 +147,7 @@ def _progress(plan: Plan, state: State) -> float:
 
 def _start(plan: Plan, path: Path) -> State:
     torch.manual_seed(plan.seed)
-    student = Student(sum(n for _, n in spans(plan.heads)), plan.widths)
+    student = Student(sum(n for _, n in spans(taught(plan.heads))), plan.widths)
     if plan.init:
         _initialise(student, plan.init)
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -179,7 +179,7 @@ def _initialise(student: Student, checkpoint: Path) -> None:
 
 
 def _identity(plan: Plan) -> str:
-    return f"{plan.heads} {plan.epochs} {plan.batch} {plan.rate} {plan.margin} {plan.seed} {plan.widths}"
+    return f"{taught(plan.heads)} {plan.epochs} {plan.batch} {plan.rate} {plan.margin} {plan.seed} {plan.widths}"
 
 
 def _keep(plan: Plan, state: State, path: Path) -> None:
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
     check = merge([faces.split("val") for faces in sets.values()])
     material = merge(list(learnt.values()))
     print(f"{len(material.labels)} faces to learn from, {len(check.labels)} to check on")
-    state = train(plan, lessons(material, plan.heads), check, args.out)
+    state = train(plan, lessons(material, taught(plan.heads)), check, args.out)
     if args.no_bundles:
         return 0
     from converters.bundles.student import write_heads  # nncf and openvino, which training alone does not need
@@ -250,7 +250,7 @@ def command_line(plan: Plan) -> str:
     parts = ["facefleet-convert train-student --data DATA --heads", *plan.heads]
     parts += [f"--epochs {plan.epochs} --rate {plan.rate:g} --margin {plan.margin:g} --seed {plan.seed}"]
     parts += [f"--minutes {plan.minutes:g}"] if plan.minutes < 1e9 else []
-    return " ".join([*parts, *([f"--init {plan.init.name}"] if plan.init else [])])
+    return " ".join([*parts, *([f"--init {plan.init.parent.name}/{plan.init.name}"] if plan.init else [])])
 
 
 def merge(parts: Sequence[Faces]) -> Faces:
