@@ -128,6 +128,16 @@ def mik1i_negatives(data: Path) -> Iterator[Sample]:
             yield _sample(f"mik1i/{path.name}", "negative", path, _read(path), np.zeros((0, 4), np.float32))
 
 
+def mik1i_people(data: Path) -> Iterator[Sample]:
+    """Read the pictures with faces of `mik1i`'s held-out capture groups, boxes by the teacher; for reporting."""
+    teacher = Teacher(data / YUNET, 0.6)
+    for row in _mik1i_rows(data, testing=True):
+        if row["faces"] != "0" and row["overlaps_kaggle_mask"] != "1":
+            path = data / "detection/mik1i/images" / f"{row['name']}.jpg"
+            image = _read(path)
+            yield _sample(f"mik1i/{path.name}", "held out", path, image, teacher(image))
+
+
 def redraw(
     image: NDArray[np.uint8], loose: NDArray[np.float32], tight: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
