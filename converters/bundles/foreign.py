@@ -75,6 +75,7 @@ class Job:
         tune: returns the manifest with the score threshold of this INT8 artefact, given the float and the INT8 one.
         float_tail: keep the arithmetic behind the last convolutions in float (detectors: boxes and scores).
         how: the command, for the manifest.
+        beside: writes more files into the staging folder, such as the list of what a network has learnt from.
     """
 
     model: onnx.ModelProto
@@ -86,6 +87,7 @@ class Job:
     tune: Callable[[Manifest, Runtime, Runtime], Manifest]
     float_tail: bool
     how: str
+    beside: Callable[[Path], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ def convert(job: Job, folder: Path, console: Console) -> Manifest:
             ),
             notes=" ".join(part for part in (manifest.notes, note) if part),
         )  # fmt: skip
+        job.beside(aside)
         manifest = seal(aside, manifest)
         sizes = {"fp32_onnx": source.stat().st_size}
         for name, file in WEIGHED.items():

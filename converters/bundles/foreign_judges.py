@@ -83,24 +83,35 @@ def _sure(found: Detections, threshold: float) -> NDArray[np.float32]:
 
 
 class LabelJudge:
-    """Accuracy on a folder of crops with one subfolder per label."""
+    """Accuracy on crops whose label is known.
 
-    def __init__(self, data: Path, manifest: Manifest) -> None:
-        self._truth: list[int] = []
+    Args:
+        crops: each (1, H, W, 3) uint8 BGR of the network's size.
+        truth: index of the right label of each.
+        name: of the set they are from.
+    """
+
+    def __init__(self, crops: Sequence[Images], truth: Sequence[int], name: str) -> None:
+        self._crops, self._truth, self._name = crops, np.array(truth), name
+
+    @classmethod
+    def of(cls, data: Path, manifest: Manifest) -> "LabelJudge":
+        """Read a folder of crops with one subfolder per label."""
         crops: list[Images] = []
+        truth: list[int] = []
         for index, label in enumerate(manifest.labels):
             if not (data / label).is_dir():
                 raise ConvertError(f"{data}: no folder {label}; expected one per label: {', '.join(manifest.labels)}")
             for path in picture_files(data / label):
                 image = read_picture(path)
                 crops.append(cut(image, (0, 0, image.shape[1], image.shape[0]), manifest.input.width)[0][None])
-                self._truth.append(index)
-        self._crops, self._name = crops, data.name
+                truth.append(index)
+        return cls(crops, truth, data.name)
 
     def __call__(self, runtime: Runtime, manifest: Manifest) -> list[Figure]:
         """Return accuracy, then the mean of the classes' recalls."""
         chances = np.concatenate([probabilities(runtime.infer(crop), manifest.decoder) for crop in self._crops])
-        right, truth = chances.argmax(axis=1) == self._truth, np.array(self._truth)
+        right, truth = chances.argmax(axis=1) == self._truth, self._truth
         recalls = [float(right[truth == k].mean()) for k in np.unique(truth)]
         count = len(truth)
         return [

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from converters.bundles.foreign_arguments import add_common
 from converters.bundles.foreign_judges import AgreementJudge, BoxJudge, CosineJudge, LabelJudge, keep_threshold
 from converters.bundles.package import ASTRONAUT_FACE, astronaut, digest_of
 from converters.checkpoints.formats import format_of
+from converters.checkpoints.network import Told, crop_network, inferred, keras, with_pixels
 from converters.checkpoints.onnx import (
     cut_activation,
     detector_input,
@@ -45,7 +45,7 @@ def run_detector(args: argparse.Namespace) -> int:
     """Convert a foreign detector: ultralytics YOLOv10 `.pt`, a supported ONNX, or a Keras single-face regressor."""
     size = args.size[0] if args.size else 0
     model, decoder, outputs, source = _detector(args.checkpoint, size, args.only)
-    source = _pixels(source, args)
+    source = with_pixels(source, Told(color=args.color, mean=args.mean, scale=args.scale))
     folder = _folder(args)
     letterbox = Letterbox(source.width, source.height, source.fit)
     images, calibration = _calibrate(args, source, lambda image: letterbox(image).copy())
@@ -69,7 +69,7 @@ def _detector(path: Path, size: int, only: str) -> tuple[onnx.ModelProto, Decode
             return prepared(onnx.load(Path(folder) / "model.onnx"), str(path)), "yolov10", OUTPUTS, input_of(side)
     if kind in ("torchscript", "pt2"):
         raise CheckpointError(f"{path}: {kind} detectors are not supported; export it to ONNX")
-    model = _keras(path) if kind == "keras" else read_onnx(path)
+    model = keras(path) if kind == "keras" else read_onnx(path)
     _, height, width = picture_input(model, str(path), size)
     model = fixed(model, 1, height, width)
     decoder, outputs = detector_kind(model, str(path))
@@ -77,20 +77,14 @@ def _detector(path: Path, size: int, only: str) -> tuple[onnx.ModelProto, Decode
     return model, decoder, outputs, source
 
 
-def _keras(path: Path) -> onnx.ModelProto:
-    from converters.checkpoints.keras import keras_to_onnx
-
-    return keras_to_onnx(path)
-
-
 def run_classifier(args: argparse.Namespace) -> int:
     """Convert a classifier of face crops."""
     labels = tuple(label.strip() for label in args.labels.split(",") if label.strip())
     if len(labels) < 2:
         raise ConvertError(f"--labels {args.labels}: {len(labels)} found, expected at least two, separated by commas")
-    model, source = _crop_network(args)
+    model, source = crop_network(args.checkpoint, Told.of(args))
     model, cut_off = cut_activation(model)
-    width = single_output(_inferred(model), str(args.checkpoint))
+    width = single_output(inferred(model), str(args.checkpoint))
     # One column is the chance of the second label; several columns under a sigmoid are chances of their own.
     decoder: Decoder = "sigmoid" if width == 1 or cut_off == "Sigmoid" else "softmax"
     if len(labels) != max(width, 2):
@@ -101,79 +95,21 @@ def run_classifier(args: argparse.Namespace) -> int:
     folder = _folder(args)
     images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
     manifest = _manifest(args, folder, "classifier", decoder, source, ("logits",), labels, calibration)
-    judge: Judge = LabelJudge(args.data, manifest) if args.data else AgreementJudge(images)
+    judge: Judge = LabelJudge.of(args.data, manifest) if args.data else AgreementJudge(images)
     convert(_job(args, model, manifest, images, _crops(args.margin, source), judge), folder, Console())
     return 0
 
 
 def run_embedder(args: argparse.Namespace) -> int:
     """Convert an embedder of face crops."""
-    model, source = _crop_network(args)
-    single_output(_inferred(model), str(args.checkpoint))
+    model, source = crop_network(args.checkpoint, Told.of(args))
+    single_output(inferred(model), str(args.checkpoint))
     rename_output(model, model.graph.output[0].name, "embedding")
     folder = _folder(args)
     images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
     manifest = _manifest(args, folder, "embedder", "vector", source, ("embedding",), (), calibration)
     convert(_job(args, model, manifest, images, _crops(args.margin, source), CosineJudge(images)), folder, Console())
     return 0
-
-
-def _crop_network(args: argparse.Namespace) -> tuple[onnx.ModelProto, Input]:
-    """Read a network of face crops in any format; return it with a dynamic batch where it allows one."""
-    path: Path = args.checkpoint
-    kind = format_of(path)
-    if kind in ("onnx", "keras"):
-        model = _keras(path) if kind == "keras" else read_onnx(path)
-        channels, height, width = picture_input(model, str(path), args.size or 0)
-        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-        model = fixed(model, batch, height, width)
-    else:
-        from converters.checkpoints import torch as torch_files
-
-        size = args.size
-        if not size and kind != "pt2":
-            raise ConvertError(f"{path}: a {kind} file does not say its input's size; give --size")
-        channels = 1 if args.color == "GRAY" else 3
-        guess = _pixels(Input(width=size or 1, height=size or 1, batch=0), args)
-        if kind == "torch":
-            model = torch_files.student_to_onnx(path, guess, args.module, args.module_args)
-        elif kind == "torchscript":
-            model = torch_files.torchscript_to_onnx(path, guess)
-        else:
-            model = torch_files.exported_program_to_onnx(path)
-        channels, height, width = picture_input(model, str(path), size or 0)
-        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    if height != width:
-        raise CheckpointError(f"{path}: input {width}×{height}, expected a square; crops are cut to squares")
-    if batch > 1:
-        raise CheckpointError(
-            f"{path}: made for batches of {batch}, expected one picture or a dynamic batch; export again"
-        )
-    source = Input(width=width, height=height, batch=batch, fit="stretch", color="GRAY" if channels == 1 else "RGB")
-    return model, _pixels(source, args)
-
-
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for output in copy.graph.output:
-        output.type.tensor_type.ClearField("shape")
-    return onnx.shape_inference.infer_shapes(copy, data_prop=True)
-
-
-def _pixels(source: Input, args: argparse.Namespace) -> Input:
-    """Apply --color, --mean and --scale."""
-    changes: dict[str, Any] = {}
-    if args.color:
-        if (args.color == "GRAY") != (source.color == "GRAY") and source.width > 1 and source.batch != 0:
-            raise ConvertError(f"--color {args.color} does not fit a network of {source.color} pictures")
-        changes["color"] = args.color
-    for key in ("mean", "scale"):
-        if (value := getattr(args, key)) is not None:
-            changes[key] = tuple(value)
-    if changes.get("color", source.color) == "GRAY":
-        changes |= {key: changes.get(key, getattr(source, key))[:1] for key in ("mean", "scale")}
-    return msgspec.structs.replace(source, **changes)
 
 
 def _folder(args: argparse.Namespace) -> Path:
