@@ -131,6 +131,8 @@ class Link:
         self._client: Client | None = None  # set while the connection is up
         self._why = ""
         self._peer_receive_maximum = WINDOW_311
+        self._alias_maximum = 0  # topics the broker lets us number on this connection
+        self._aliases: dict[str, int] = {}
         self._died: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"mqtt {settings.client_id}", daemon=True)
@@ -171,6 +173,7 @@ class Link:
         qos: int,
         retain: bool = False,
         expiry_s: int | None = None,
+        often: bool = False,
         generation: int | None = None,
     ) -> int | None:
         """Hand a message to the current connection; nothing is kept for a later one.
@@ -181,12 +184,14 @@ class Link:
             qos: 0 or 1.
             retain: whether the broker keeps it for later subscribers.
             expiry_s: MQTT 5 only, else ignored: the broker drops the message after this time.
+            often: MQTT 5 only, else ignored: this topic is worth a number, which stands for it from its second message
+                on. Such messages come from one thread only: the first must be on its way before the others.
             generation: publish only while this is still the current connection.
 
         Returns:
             The message id, as `on_puback` will name it; None when not connected.
         """
-        info = self._publish(topic, payload, qos, retain, expiry_s, generation)
+        info = self._publish(topic, payload, qos, retain, expiry_s, generation, often=often)
         return None if info is None else info.mid
 
     def ack(self, message: Message) -> bool:
@@ -330,6 +335,7 @@ class Link:
             self._peer_receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
         with self._lock:
             self.generation += 1
+            self._alias_maximum, self._aliases = getattr(properties, "TopicAliasMaximum", 0), {}
         if not self._subscriptions:
             self._up(client)
         elif self.settings.protocol == "5":
@@ -385,17 +391,32 @@ class Link:
             raise
 
     def _publish(
-        self, topic: str, payload: bytes, qos: int, retain: bool, expiry_s: int | None, generation: int | None
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,
+        expiry_s: int | None,
+        generation: int | None,
+        *,
+        often: bool = False,
     ) -> MQTTMessageInfo | None:
         with self._lock:
             client = self._client
             if client is None or generation not in (None, self.generation):
                 return None
+            alias = self._aliases.get(topic)
+            known = alias is not None
+            if often and not known and len(self._aliases) < self._alias_maximum:
+                alias = self._aliases[topic] = len(self._aliases) + 1
         properties = None
-        if expiry_s is not None and self.settings.protocol == "5":
+        if self.settings.protocol == "5" and (expiry_s is not None or alias is not None):
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = expiry_s
-        info = client.publish(topic, payload, qos, retain, properties)
+            if expiry_s is not None:
+                properties.MessageExpiryInterval = expiry_s
+            if alias is not None:
+                properties.TopicAlias = alias
+        info = client.publish("" if known else topic, payload, qos, retain, properties)
         return info if info.rc is MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
 

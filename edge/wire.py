@@ -340,8 +340,9 @@ _ack = msgspec.msgpack.Decoder(Ack)
 
 
 def encode_batch(batch: Batch, *, deflate: bool = False) -> bytes:
-    """Return the payload of a batch; deflated only where that is shorter."""
-    raw = msgspec.msgpack.encode(batch)
+    """Return the payload of a batch; deflated only where that is shorter. No vocabulary costs no byte."""
+    fields = msgspec.structs.astuple(batch)
+    raw = msgspec.msgpack.encode(fields[:-1] if batch.vocabulary is None else fields)
     packed = zlib.compress(raw, 6) if deflate else raw
     return packed if len(packed) < len(raw) else raw
 
@@ -371,8 +372,9 @@ def check_batch(batch: Batch) -> Batch:
 
 
 def encode_ack(database: UUID, covered: tuple[Covered, ...], *, complete: bool = False) -> bytes:
-    """Return the payload of an acknowledgement; a flag that says nothing is left off and costs no byte."""
-    ack = (SCHEMA, database.bytes, covered)
+    """Return the payload of an acknowledgement; what says nothing at an end is left off and costs no byte."""
+    runs = tuple((c.stream, c.upto, c.ranges) if c.ranges else (c.stream, c.upto) for c in covered)
+    ack = (SCHEMA, database.bytes, runs)
     return msgspec.msgpack.encode((*ack, True) if complete else ack)
 
 

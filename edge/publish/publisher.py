@@ -286,7 +286,7 @@ class Publisher:
             payload = self._outbox.payload(row, inline_vocabulary=not self._delivery.first_time(row))
             if payload is None:
                 continue
-            mid = self._link.publish(self._topics["events"], payload, qos=1, generation=self._generation)
+            mid = self._link.publish(self._topics["events"], payload, qos=1, often=True, generation=self._generation)
             if mid is None:  # the connection went meanwhile: everything is due again on the next
                 return
             self._delivery.sent(row, mid, now_s)
@@ -363,7 +363,9 @@ class Publisher:
             on_up=lambda generation, window: self._inbox.put((number, _Up(generation, window))),
             on_down=lambda why: self._inbox.put((number, _Down(why))),
             on_puback=lambda mid, generation: self._inbox.put((number, _Puback(mid, generation))),
-            subscriptions=own if listener else [*own, (self._topics["ack"], 1), (f"{ROOT}/bridge/+/state", 1)],
+            # An ack is retained and says all there is of a stream, so the next one, or a resend, makes up for a lost
+            # one: at QoS 0 it costs no PUBACK.
+            subscriptions=own if listener else [*own, (self._topics["ack"], 0), (f"{ROOT}/bridge/+/state", 1)],
             rng=self._rng,
         )
 

@@ -67,6 +67,34 @@ def test_messages_and_pubacks_go_round(wired: Wired) -> None:  # noqa: F811
         link.check()
 
 
+@pytest.mark.parametrize("most", [0, 1, 10])
+@needs_mosquitto
+def test_topics_often_used_arrive_whole_however_many_numbers_the_broker_gives_out(tmp_path: Path, most: int) -> None:
+    server = Mosquitto(tmp_path, extra=f"max_topic_alias {most}")
+    with server, a_link(server.port, "5", subscriptions=[("t/#", 1)]) as (link, ear):
+        until(lambda: link.connected)
+        sent = [(f"t/{name}", b"%d" % i) for i in range(3) for name in "ab"]
+        for name, payload in sent:
+            link.publish(name, payload, qos=1, often=True)
+        until(lambda: len(ear.messages) == len(sent))
+        assert [(message.topic, message.payload) for message in ear.messages] == sent
+        link.check()
+
+
+@needs_mosquitto
+def test_a_new_connection_names_its_topics_again(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as server, a_link(server.port, "5", subscriptions=[("t", 1)]) as (link, ear):
+        for generation in (1, 2):
+            until(lambda: link.connected)
+            for _ in range(2):
+                link.publish("t", b"x", qos=1, often=True)
+            until(lambda: len(ear.messages) == 2 * link.generation)
+            assert link.generation == generation
+            server.kill()
+            until(lambda: not link.connected)
+            server.start()
+
+
 def test_broker_down_at_start_is_a_state_and_its_coming_is_noticed(tmp_path: Path) -> None:
     server = (Mosquitto if MOSQUITTO else Amqtt)(tmp_path)
     with a_link(server.port) as (link, ear):

@@ -1,6 +1,7 @@
 """The box's end of the wire against real brokers and a centre that fits into a test."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -32,8 +33,10 @@ from edge.wire import (
     stream_name,
     topic,
 )
+from tests.bench.bytes import STREAM, visit, wire_bytes
 from tests.broker import MOSQUITTO, Amqtt, Mosquitto
 from tests.edge.publish.centre import BOX, DATABASE, SITE, Centre, until
+from tests.edge.publish.tap import PUBACK, PUBLISH, Tap
 
 Protocol = Literal["5", "3.1.1"]
 Wired = tuple[Mosquitto | Amqtt, Protocol]
@@ -106,6 +109,28 @@ def test_p36_every_event_arrives_once_and_is_acked(wired: Wired, tmp_path: Path)
         assert centre.seqs(7) == list(range(1, 741))
         assert (centre.conflicts, box.outbox.state.events, box.publisher.status) == (0, 0, "connected")
         assert box.publisher.ack_age_s is not None
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@needs_mosquitto
+def test_p9_a_visit_costs_on_the_wire_what_the_table_of_bytes_says(protocol: Protocol, tmp_path: Path) -> None:
+    """Counted between box and broker: both batches, their PUBACKs, an ack for each. Only the first names its topic."""
+    one = visit(random.Random(3))
+    with (
+        Mosquitto(tmp_path) as broker,
+        Tap(broker.port) as tap,
+        Centre(broker.port, protocol) as centre,
+        a_box(tmp_path, tap.port, protocol, stream=STREAM, heartbeat_s=600.0) as box,
+    ):
+        box.append(1)
+        assert box.delivered()
+        before = tap.bytes_of(PUBLISH, PUBACK)
+        for event in one.events:
+            box.outbox.append([event])
+            assert box.delivered()
+        settled = before + wire_bytes(one, protocol=protocol, seq=2, box=(SITE, BOX))
+        until(lambda: tap.bytes_of(PUBLISH, PUBACK) == settled)
+        assert centre.seqs(STREAM) == [1, 2, 3]
 
 
 def test_p36_a_broker_killed_under_way_costs_nothing(wired: Wired, tmp_path: Path) -> None:
