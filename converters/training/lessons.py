@@ -35,6 +35,20 @@ class Lessons:
     inside: Tensor
     targets: Tensor
     weights: Tensor
+    heads: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of logits of all heads."""
+        return self.targets.shape[1]
+
+    def used(self) -> Tensor:
+        """Return the indices of the faces that any head has a label for."""
+        return self.weights.sum(dim=1).nonzero().flatten()
+
+    def loss(self, logits: Tensor, _x: Tensor, pick: Tensor) -> Tensor:
+        """Return the loss of the faces `pick`; see the function."""
+        return loss(logits, self.targets[pick], self.weights[pick], self.heads)
 
 
 def lessons(faces: Faces, heads: Sequence[str]) -> Lessons:
@@ -46,6 +60,7 @@ def lessons(faces: Faces, heads: Sequence[str]) -> Lessons:
         torch.from_numpy(faces.inside),
         torch.from_numpy(targets).float(),
         torch.from_numpy(weights).float(),
+        tuple(heads),
     )
 
 

@@ -6,80 +6,31 @@ Training is seeded, keeps its state after every epoch, goes on where it stopped,
 
 import argparse
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress, TextColumn
 
 from converters.data.attributes import HEADS, Faces, load
-from converters.data.augment_faces import augment, centred
-from converters.errors import ConvertError
-from converters.nets.student import WIDTHS, Student
-from converters.training.lessons import Lessons, lessons, loss, spans, taught
+from converters.data.augment_faces import centred
+from converters.nets.student import Student
+from converters.training.course import SIZE_PX, Course, train
+from converters.training.lessons import lessons, spans, taught
 
-SIZE_PX = 64
 TRAIN_SETS = ("utkface", "fer2013")
-CHECK_EVERY = 3  # epochs
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What decides a training run; the same plan on the same data gives the same weights when `minutes` does not bind.
-
-    Attributes:
-        heads: which heads learn; one alone is fine-tuning.
-        epochs: the schedule ends here, or after `minutes` of this machine's time, whichever is first.
-        init: checkpoint whose blocks (and, when all heads fit, logits) the run starts from.
-    """
+class Plan(Course):
+    """A course for some of the heads together; one alone is fine-tuning."""
 
     heads: tuple[str, ...] = tuple(HEADS)
-    epochs: int = 60
-    minutes: float = 1e9
-    batch: int = 96
-    rate: float = 3e-3
-    margin: float = 0.0
-    seed: int = 7
-    widths: tuple[int, ...] = WIDTHS
-    init: Path | None = None
 
-
-@dataclass
-class State:
-    """Everything that must survive an interruption."""
-
-    student: Student
-    average: Student
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    spent_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-def train(plan: Plan, material: Lessons, checks: Faces, folder: Path) -> State:
-    """Train or go on training in `folder`; the state's averaged student has the logits of all heads side by side."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = _start(plan, folder / "state.pt")
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns) as progress:
-        task = progress.add_task("epochs", total=plan.epochs, completed=state.epoch, note="")
-        while state.epoch < plan.epochs and _progress(plan, state) < 1:
-            _epoch(plan, state, material)
-            _keep(plan, state, folder / "state.pt")
-            if state.epoch % CHECK_EVERY and _progress(plan, state) < 1:
-                progress.update(task, completed=state.epoch)
-                continue
-            figures = balanced_accuracy(state.average, checks, plan)
-            state.history.append(figures)
-            note = " ".join(f"{head} {value:.3f}" for head, value in figures.items())
-            progress.update(task, completed=state.epoch, note=note)
-            if not progress.console.is_terminal:
-                progress.console.print(f"epoch {state.epoch} {state.spent_s:.0f} s {note}")
-    state.average.eval()
-    return state
+    def identity(self) -> str:
+        """Return what a kept state must agree in."""
+        return f"{taught(self.heads)} {super().identity()}"
 
 
 def balanced_accuracy(student: Student, faces: Faces, plan: Plan) -> dict[str, float]:
@@ -97,104 +48,6 @@ def balanced_accuracy(student: Student, faces: Faces, plan: Plan) -> dict[str, f
             recalls += [float(np.mean(hits))] if hits else []
         figures[head] = float(np.mean(recalls)) if recalls else math.nan
     return figures
-
-
-def _epoch(plan: Plan, state: State, material: Lessons) -> None:
-    rng = torch.Generator().manual_seed(plan.seed * 100_003 + state.epoch)
-    torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator
-    used = material.weights.sum(dim=1).nonzero().flatten()
-    order = used[torch.randperm(len(used), generator=rng)]
-    began = time.monotonic()
-    before_s = state.spent_s
-    state.student.train()
-    for step, pick in enumerate(order.split(plan.batch)):
-        if len(pick) < 8:  # batch norm learns nothing from a handful
-            continue
-        share = (state.epoch + step * plan.batch / len(order)) / plan.epochs
-        for group in state.optimizer.param_groups:
-            group["lr"] = plan.rate * _schedule(max(share, _progress(plan, state)))
-        x = augment(material.pictures[pick], material.inside[pick], SIZE_PX, plan.margin, rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = state.student(x.to(memory_format=torch.channels_last))
-        value = loss(logits, material.targets[pick], material.weights[pick], taught(plan.heads))
-        state.optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(state.student.parameters(), 3.0)
-        state.optimizer.step()
-        _average(state, decay=min(0.998, 1 - 1 / (1 + state.epoch * len(order) / plan.batch + step)))
-        state.spent_s = before_s + time.monotonic() - began
-    state.epoch += 1
-
-
-def _average(state: State, decay: float) -> None:
-    """Let the averaged student follow; batch norm's running figures too. The average is what is shipped."""
-    with torch.no_grad():
-        for mean, now in zip(state.average.state_dict().values(), state.student.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
-
-
-def _schedule(share: float) -> float:
-    """Return the learning rate's factor: up in the first 4 %, then half a cosine down to 1 %."""
-    if share < 0.04:
-        return 0.05 + 0.95 * share / 0.04
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.04) / 0.96)))
-
-
-def _progress(plan: Plan, state: State) -> float:
-    return max(state.epoch / plan.epochs, state.spent_s / 60 / plan.minutes)
-
-
-def _start(plan: Plan, path: Path) -> State:
-    torch.manual_seed(plan.seed)
-    student = Student(sum(n for _, n in spans(taught(plan.heads))), plan.widths)
-    if plan.init:
-        _initialise(student, plan.init)
-    student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    average = Student(student.classify.out_features, plan.widths)
-    average.load_state_dict(student.state_dict())
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    rest = [p for p in student.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    state = State(student, average, torch.optim.AdamW(groups, lr=plan.rate))
-    if path.is_file():
-        saved = torch.load(path, weights_only=True)
-        if saved["plan"] != _identity(plan):
-            raise ConvertError(f"{path} belongs to another plan ({saved['plan']}); give --out a fresh folder")
-        student.load_state_dict(saved["student"])
-        average.load_state_dict(saved["average"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.epoch, state.spent_s, state.history = saved["epoch"], saved["spent_s"], saved["history"]
-    return state
-
-
-def _initialise(student: Student, checkpoint: Path) -> None:
-    """Copy every tensor of equal name and shape; the blocks must fit, the logits may be others."""
-    saved = torch.load(checkpoint, weights_only=True)
-    own = student.state_dict()
-    fitting = {k: v.float() for k, v in saved.items() if k in own and own[k].shape == v.shape}
-    if missing := [k for k in own if k.startswith("blocks.") and k not in fitting]:
-        raise ConvertError(f"{checkpoint} lacks {missing[0]} in the shape this student has; use the same widths")
-    student.load_state_dict({**own, **fitting})
-
-
-def _identity(plan: Plan) -> str:
-    return f"{taught(plan.heads)} {plan.epochs} {plan.batch} {plan.rate} {plan.margin} {plan.seed} {plan.widths}"
-
-
-def _keep(plan: Plan, state: State, path: Path) -> None:
-    """Write the state aside and rename it, so that a power cut leaves the last whole one."""
-    saved = {
-        "plan": _identity(plan),
-        "student": state.student.state_dict(),
-        "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "epoch": state.epoch,
-        "spent_s": state.spent_s,
-        "history": state.history,
-    }
-    torch.save(saved, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -233,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
     check = merge([faces.split("val") for faces in sets.values()])
     material = merge(list(learnt.values()))
     print(f"{len(material.labels)} faces to learn from, {len(check.labels)} to check on")
-    state = train(plan, lessons(material, taught(plan.heads)), check, args.out)
+    state = train(
+        plan, lessons(material, taught(plan.heads)), lambda student: balanced_accuracy(student, check, plan), args.out
+    )
     if args.no_bundles:
         return 0
     from converters.bundles.student import write_heads  # nncf and openvino, which training alone does not need

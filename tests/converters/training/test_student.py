@@ -12,8 +12,10 @@ torch = pytest.importorskip("torch")
 from converters.data.attributes import CONTEXT, CONTEXT_PX, OTHER_RACE, Faces, Label  # noqa: E402
 from converters.data.augment_faces import augment, centred  # noqa: E402
 from converters.errors import ConvertError  # noqa: E402
-from converters.training.lessons import lessons, loss, spans  # noqa: E402
-from converters.training.student import Plan, merge, train  # noqa: E402
+from converters.training.course import State  # noqa: E402
+from converters.training.course import train as follow  # noqa: E402
+from converters.training.lessons import Lessons, lessons, loss, spans  # noqa: E402
+from converters.training.student import Plan, balanced_accuracy, merge  # noqa: E402
 
 pytestmark = pytest.mark.convert
 
@@ -38,6 +40,10 @@ def made_up(count: int) -> Faces:
     noise = rng.integers(0, 40, (count, CONTEXT_PX, CONTEXT_PX, 3))
     inside = np.tile(np.array([0.1, 0.2, 0.9, 0.8], np.float32), (count, 1))
     return Faces((level + noise).astype(np.uint8), inside, labels, ("",) * count)
+
+
+def train(plan: Plan, material: Lessons, checks: Faces, folder: Path) -> State:
+    return follow(plan, material, lambda student: balanced_accuracy(student, checks, plan), folder)
 
 
 def test_heads_lie_side_by_side() -> None:

@@ -1,0 +1,199 @@
+"""One way to train a student, whoever sets the lessons: seeded, resumable, averaged, never looking at a test split.
+
+Driven by `training.student` (labels of data sets) and `training.distill` (a teacher's answers).
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.progress import Progress, TextColumn
+from torch import Tensor
+
+from converters.data.augment_faces import augment
+from converters.errors import ConvertError
+from converters.nets.student import WIDTHS, Student
+
+SIZE_PX = 64
+CHECK_EVERY = 3  # epochs
+
+
+@dataclass(frozen=True)
+class Course:
+    """What decides a training run; the same on the same data gives the same weights when `minutes` does not bind.
+
+    Attributes:
+        epochs: the schedule ends here, or after `minutes` of this machine's time, whichever is first.
+        init: checkpoint whose blocks (and, where the logits fit too, those) the run starts from.
+    """
+
+    epochs: int = 60
+    minutes: float = 1e9
+    batch: int = 96
+    rate: float = 3e-3
+    margin: float = 0.0
+    seed: int = 7
+    widths: tuple[int, ...] = WIDTHS
+    init: Path | None = None
+    size_px: int = SIZE_PX
+
+    def identity(self) -> str:
+        """Return what a kept state must agree in."""
+        return f"{self.epochs} {self.batch} {self.rate} {self.margin} {self.seed} {self.widths}"
+
+
+class Material(Protocol):
+    """What is learnt: context crops (N, H, W, 3) uint8, the part of each that is real picture, and a loss.
+
+    `outputs` is the number of logits, `used` the indices worth showing.
+    """
+
+    @property
+    def pictures(self) -> Tensor: ...
+
+    @property
+    def inside(self) -> Tensor: ...
+
+    @property
+    def outputs(self) -> int: ...
+
+    def used(self) -> Tensor: ...
+
+    def loss(self, logits: Tensor, x: Tensor, pick: Tensor) -> Tensor:
+        """Return the loss of (n, outputs) logits for the augmented (n, 3, H, W) crops of the pictures `pick`."""
+
+
+Check = Callable[[Student], Mapping[str, float]]
+
+
+@dataclass
+class State:
+    """Everything that must survive an interruption."""
+
+    student: Student
+    average: Student
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    spent_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(course: Course, material: Material, check: Check, folder: Path) -> State:
+    """Train or go on training in `folder`; the state's averaged student is the one to ship."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _start(course, material.outputs, folder / "state.pt")
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns) as progress:
+        task = progress.add_task("epochs", total=course.epochs, completed=state.epoch, note="")
+        while state.epoch < course.epochs and _progress(course, state) < 1:
+            _epoch(course, state, material)
+            _keep(course, state, folder / "state.pt")
+            if state.epoch % CHECK_EVERY and _progress(course, state) < 1:
+                progress.update(task, completed=state.epoch)
+                continue
+            figures = dict(check(state.average))
+            state.history.append(figures)
+            note = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            progress.update(task, completed=state.epoch, note=note)
+            if not progress.console.is_terminal:
+                progress.console.print(f"epoch {state.epoch} {state.spent_s:.0f} s {note}")
+    state.average.eval()
+    return state
+
+
+def _epoch(course: Course, state: State, material: Material) -> None:
+    rng = torch.Generator().manual_seed(course.seed * 100_003 + state.epoch)
+    torch.manual_seed(rng.initial_seed())  # dropout draws from the global generator
+    used = material.used()
+    order = used[torch.randperm(len(used), generator=rng)]
+    began = time.monotonic()
+    before_s = state.spent_s
+    state.student.train()
+    for step, pick in enumerate(order.split(course.batch)):
+        if len(pick) < 8:  # batch norm learns nothing from a handful
+            continue
+        share = (state.epoch + step * course.batch / len(order)) / course.epochs
+        for group in state.optimizer.param_groups:
+            group["lr"] = course.rate * _schedule(max(share, _progress(course, state)))
+        x = augment(material.pictures[pick], material.inside[pick], course.size_px, course.margin, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = state.student(x.to(memory_format=torch.channels_last))
+        value = material.loss(logits, x, pick)
+        state.optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(state.student.parameters(), 3.0)
+        state.optimizer.step()
+        _average(state, decay=min(0.998, 1 - 1 / (1 + state.epoch * len(order) / course.batch + step)))
+        state.spent_s = before_s + time.monotonic() - began
+    state.epoch += 1
+
+
+def _average(state: State, decay: float) -> None:
+    """Let the averaged student follow; batch norm's running figures too. The average is what is shipped."""
+    with torch.no_grad():
+        for mean, now in zip(state.average.state_dict().values(), state.student.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+
+
+def _schedule(share: float) -> float:
+    """Return the learning rate's factor: up in the first 4 %, then half a cosine down to 1 %."""
+    if share < 0.04:
+        return 0.05 + 0.95 * share / 0.04
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.04) / 0.96)))
+
+
+def _progress(course: Course, state: State) -> float:
+    return max(state.epoch / course.epochs, state.spent_s / 60 / course.minutes)
+
+
+def _start(course: Course, outputs: int, path: Path) -> State:
+    torch.manual_seed(course.seed)
+    student = Student(outputs, course.widths)
+    if course.init:
+        _initialise(student, course.init)
+    student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    average = Student(student.classify.out_features, course.widths)
+    average.load_state_dict(student.state_dict())
+    decayed = [p for p in student.parameters() if p.ndim > 1]
+    rest = [p for p in student.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    state = State(student, average, torch.optim.AdamW(groups, lr=course.rate))
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+        if saved["plan"] != course.identity():
+            raise ConvertError(f"{path} belongs to another plan ({saved['plan']}); name a fresh folder for the state")
+        student.load_state_dict(saved["student"])
+        average.load_state_dict(saved["average"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.epoch, state.spent_s, state.history = saved["epoch"], saved["spent_s"], saved["history"]
+    return state
+
+
+def _initialise(student: Student, checkpoint: Path) -> None:
+    """Copy every tensor of equal name and shape; the blocks must fit, the logits may be others."""
+    saved = torch.load(checkpoint, weights_only=True)
+    own = student.state_dict()
+    fitting = {k: v.float() for k, v in saved.items() if k in own and own[k].shape == v.shape}
+    if missing := [k for k in own if k.startswith("blocks.") and k not in fitting]:
+        raise ConvertError(f"{checkpoint} lacks {missing[0]} in the shape this student has; use the same widths")
+    student.load_state_dict({**own, **fitting})
+
+
+def _keep(course: Course, state: State, path: Path) -> None:
+    """Write the state aside and rename it, so that a power cut leaves the last whole one."""
+    saved = {
+        "plan": course.identity(),
+        "student": state.student.state_dict(),
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "epoch": state.epoch,
+        "spent_s": state.spent_s,
+        "history": state.history,
+    }
+    torch.save(saved, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
