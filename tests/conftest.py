@@ -1,11 +1,17 @@
 """Fixtures every test may ask for."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell that starts a command in the background lets it, and all it starts, ignore Ctrl-C. The programs under test
+# are sent one, so they must not inherit that; a handler of ours is reset to the default when they are executed.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
