@@ -21,7 +21,7 @@ BOX_UNIT = 4096  # a coordinate of 4096 is the far edge of the frame
 SCORE_UNIT = 255
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
-Kind = Literal["events", "state", "health", "ack", "offer", "flash"]
+Kind = Literal["events", "state", "health", "ack", "offer", "flash", "request", "certificate"]
 
 
 class WireError(ValueError):
@@ -228,6 +228,34 @@ class FlashReport(msgspec.Struct, frozen=True, omit_defaults=True):
     schema: int = SCHEMA
 
 
+class CertificateRequest(msgspec.Struct, frozen=True):
+    """A box asks its authority for a certificate, with a claim at first, later with the certificate it has.
+
+    Attributes:
+        certificate: PEM: the claim, or the certificate that it has.
+        csr: PEM, of the box's own key.
+        signature: hexadecimal, by the key of `certificate` over `signed_request`: the broker cannot make one.
+    """
+
+    certificate: str
+    csr: str
+    signature: str
+    schema: int = SCHEMA
+
+
+class CertificateAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the authority says to a request: a certificate and its own (PEM), or why not.
+
+    Attributes:
+        csr: SHA-256 of the request's `csr`, hexadecimal: answers to others are not for this process.
+    """
+
+    csr: str
+    chain: str = ""
+    refused: str = ""
+    schema: int = SCHEMA
+
+
 class StageMs(msgspec.Struct, frozen=True, omit_defaults=True):
     """Mean time per frame of each stage since the last health message, in milliseconds."""
 
@@ -302,6 +330,7 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     config_digest: str | None = None
     software: str | None = None
     schema: int = SCHEMA
+    outbox_trouble: str | None = None  # of the outbox's disk, as it stands: full, no reserve, nothing can be written
 
 
 def check_id(value: str, what: str = "id") -> str:
@@ -325,6 +354,11 @@ def bridge_topic(bridge: str) -> str:
     Its depth equals that of the topics of a box, so `parse_topic` refuses a site named "bridge".
     """
     return f"{ROOT}/bridge/{check_id(bridge, 'bridge')}/state"
+
+
+def signed_request(site: str, box: str, csr: str) -> bytes:
+    """Return what the signature of a `CertificateRequest` is over."""
+    return f"{topic(site, box, 'request')}\n{csr}".encode()
 
 
 def parse_topic(name: str) -> tuple[str, str, str]:

@@ -2,14 +2,16 @@
 
 <folder>/            0700
   ca.key  ca.pem     the authority; who has the key can enroll anybody
-  register.json      everybody ever enrolled, with serial numbers and revocations
+  register.json      everybody ever enrolled, with serial numbers, revocations and claims
   issued/<user>.pem  the newest certificate of each, followed by ca.pem
+  serve.key  serve.pem  who `ca serve` is at the broker
   broker/            what Mosquitto reads: facefleet.conf, facefleet.acl, ca.pem, crl.pem, broker.pem, broker.key
 """
 
 import fcntl
 import grp
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,40 +22,27 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
-from bridge.ca import broker, signer
-from bridge.ca.names import Name, parse_name
+from bridge.ca import broker, requests, signer
+from bridge.ca.names import ClaimName, Name, parse_name
+from bridge.ca.register import Claim, Issued, Register
+from bridge.ca.reload import reload
 from bridge.errors import BridgeError, ConfigError
+from edge.wire import CertificateRequest
 
 DAYS = 397.0
 RENEW_DAYS = 45.0
-
-
-class Issued(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One certificate: its serial number, when it ends, and when it was revoked."""
-
-    serial: str
-    until: datetime
-    revoked: datetime | None = None
-
-
-class Register(msgspec.Struct, frozen=True):
-    """Where the broker is, and whom it may let in. `members` by user name."""
-
-    hosts: tuple[str, ...]
-    port: int
-    broker: str
-    names: dict[str, str] = {}
-    issued: dict[str, tuple[Issued, ...]] = {}
-    lists: int = 0  # how many revocation lists were written
+CLAIM_DAYS = 7.0
+SERVE = Name("enroller", "ca")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """One line of `ca list`."""
 
-    name: Name
+    name: Name | ClaimName
     until: datetime
     revoked: bool
+    used: bool = False
 
 
 class Authority:
@@ -76,8 +65,10 @@ class Authority:
         self._signer = signer.read_signer(key.read_bytes(), (folder / "ca.pem").read_bytes())
 
     @classmethod
-    def make(cls, folder: Path, hosts: Sequence[str], port: int, broker_folder: Path, now: datetime) -> "Authority":
-        """Make a new one.
+    def make(
+        cls, folder: Path, hosts: Sequence[str], port: int, broker_folder: Path, now: datetime, reload_by: str = ""
+    ) -> "Authority":
+        """Make a new one; `reload_by` is the command that makes the broker read its files again.
 
         Raises:
             ConfigError: there is one already, whose members a new one would lock out.
@@ -85,11 +76,12 @@ class Authority:
         if (folder / "ca.key").exists():
             raise ConfigError(f"{folder} holds an authority already; a new one would lock out every box: name another")
         made = signer.new_signer(f"facefleet CA {now:%Y-%m-%d}", now)
+        book = Register(tuple(hosts), port, str(broker_folder.resolve()), reload=reload_by)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             (folder / "issued").mkdir(exist_ok=True)
             write(folder / "ca.pem", signer.pem(made.certificate))
-            write(folder / "register.json", _encode(Register(tuple(hosts), port, str(broker_folder.resolve()))))
+            write(folder / "register.json", _encode(book))
             write(folder / "ca.key", signer.pem_key(made.key), mode=0o600)
         except OSError as error:
             raise BridgeError(f"{folder} cannot be written ({error.strerror}); name another with --dir") from error
@@ -111,10 +103,11 @@ class Authority:
             newest = max(register.issued[user], key=lambda i: i.until)
             revoked = all(i.revoked for i in register.issued[user])
             found.append(Member(parse_name(text), newest.until, revoked))
-        return found
+        claims = (c for c in register.claims.values() if c.closed is None)
+        return found + [Member(c.known_as, c.until, False, used=bool(c.key)) for c in claims]
 
     def enroll(self, name: Name, request: bytes, now: datetime, days: float = DAYS) -> bytes:
-        """Sign a request; certificates this member had before with another key are revoked.
+        """Sign a request; certificates this member had before with another key are revoked, open claims closed.
 
         Returns:
             The certificate and the authority's own, PEM.
@@ -124,32 +117,105 @@ class Authority:
         """
         public = signer.read_request(request, name)
         with self._changing() as register:
-            if register.names.get(name.user, str(name)) != str(name) and self._alive(register, name.user, now):
-                raise ConfigError(
-                    f"{name.id} is enrolled as {register.names[name.user]}, and ids are unique in the fleet; "
-                    f'to move it, first run "facefleet-bridge ca revoke {register.names[name.user]}"'
-                )
-            before = tuple(
-                msgspec.structs.replace(i, revoked=i.revoked or now) for i in register.issued.get(name.user, ())
-            )
-            register.names[name.user] = str(name)
-            register.issued[name.user] = before
-            chain = self._issue(register, name, public, now, days)
-            self._write(register, now)
-        return chain
+            register.close_claims(name, now)
+            return self._enroll(register, name, public, now, days)
 
     def revoke(self, name: Name, now: datetime) -> None:
-        """Revoke every certificate of a member and take its topics away.
+        """Revoke every certificate and claim of a member and take its topics away.
 
         Raises:
-            ConfigError: nobody of that name is enrolled.
+            ConfigError: nobody of that name is enrolled or about to be.
         """
         with self._changing() as register:
-            self._known(register, name)
-            register.issued[name.user] = tuple(
-                msgspec.structs.replace(i, revoked=i.revoked or now) for i in register.issued[name.user]
-            )
+            if not register.close_claims(name, now) or register.names.get(name.user) == str(name):
+                register.check_known(name)
+                register.revoke(name.user, now)
             self._write(register, now)
+
+    def claim(self, name: Name, now: datetime, days: float = CLAIM_DAYS) -> bytes:
+        """Make a one-time claim for a box; one that it had before is closed.
+
+        Returns:
+            Key, certificate and the authority's own certificate, PEM: keep it secret.
+
+        Raises:
+            ConfigError: it is no box, or its id belongs to a box of another site.
+        """
+        if name.kind != "box":
+            raise ConfigError(f'{name} is no box; a {name.kind} gets its key with "ca enroll {name} --out DIR"')
+        with self._changing() as register:
+            register.check_site(name, now)
+            register.close_claims(name, now)
+            known_as, key = ClaimName(secrets.token_hex(8), name), signer.new_key()
+            made = self._signer.claim(known_as, key.public_key(), now, days)
+            entry = Claim(known_as.id, str(name), made.not_valid_after_utc)
+            register.claims[f"{made.serial_number:x}"] = entry
+            self._write(register, now)
+        return signer.pem_key(key) + signer.pem(made) + self.certificate()
+
+    def answer(self, name: Name, request: CertificateRequest, now: datetime, days: float = DAYS) -> bytes:
+        """Answer a request that came through the broker: a claim's first, or a member's for its own key.
+
+        A request that was answered before gets the same certificate again: whoever asked may have lost power since.
+
+        Returns:
+            The certificate and the authority's own, PEM.
+
+        Raises:
+            ConfigError: it is refused; the message is for the box.
+        """
+        asked = requests.judge(request, name, self._signer.certificate, now)
+        with self._changing() as register:
+            if asked.user == name.user:
+                return self._answer_member(register, name, asked, now, days)
+            return self._answer_claim(register, name, asked, now, days)
+
+    def _answer_claim(self, register: Register, name: Name, asked: requests.Asked, now: datetime, days: float) -> bytes:
+        claim, again = register.claims.get(asked.serial), f'make a new one: "facefleet-bridge ca claim {name}"'
+        key = requests.fingerprint(asked.public)
+        if claim is None or claim.name != str(name):
+            raise ConfigError(f"the certificate shown is no claim of {name}; {again}")
+        if claim.closed is not None:
+            raise ConfigError(f"the claim was closed at {claim.closed:%Y-%m-%d %H:%M} UTC; {again}")
+        if claim.key not in ("", key):
+            raise ConfigError(f"the claim was used already, for another key: was its card copied? If so, {again}")
+        if claim.key and self._newest(name, asked.public):
+            return self._issued(name).read_bytes()
+        register.claims[asked.serial] = msgspec.structs.replace(claim, key=key)
+        return self._enroll(register, name, asked.public, now, days)
+
+    def _answer_member(
+        self, register: Register, name: Name, asked: requests.Asked, now: datetime, days: float
+    ) -> bytes:
+        known = [i for i in register.issued.get(name.user, ()) if i.serial == asked.serial and not i.revoked]
+        if not known or register.names.get(name.user) != str(name):
+            raise ConfigError(f"the certificate shown is none that {name} has now; enroll it again")
+        if asked.public != asked.shown:
+            raise ConfigError(f'a new key needs a claim: "facefleet-bridge ca claim {name}"')
+        if register.close_claims(name, now, key=requests.fingerprint(asked.public)):
+            self._write(register, now)
+        if self._newest(name, asked.public, after=now + timedelta(days=RENEW_DAYS)):
+            return self._issued(name).read_bytes()
+        chain = self._issue(register, name, asked.public, now, days)
+        self._write(register, now)
+        return chain
+
+    def _newest(self, name: Name, public: signer.PublicKey, after: datetime | None = None) -> bool:
+        """Tell whether the newest certificate of a member is for a key, and good for longer than `after`."""
+        try:
+            found = x509.load_pem_x509_certificate(self._issued(name).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return found.public_key() == public and (after is None or found.not_valid_after_utc > after)
+
+    def _enroll(self, register: Register, name: Name, public: signer.PublicKey, now: datetime, days: float) -> bytes:
+        register.check_site(name, now)
+        if not self._newest(name, public):  # with the same key it may still need the one before, until this arrives
+            register.revoke(name.user, now)
+        register.names[name.user] = str(name)
+        chain = self._issue(register, name, public, now, days)
+        self._write(register, now)
+        return chain
 
     def renew(self, names: Sequence[Name], now: datetime, *, within_days: float, days: float = DAYS) -> list[Path]:
         """Issue anew for the same keys: for these members, or for all whose certificates end soon; and for the broker.
@@ -159,7 +225,7 @@ class Authority:
         """
         with self._changing() as register:
             for name in names:
-                self._known(register, name)
+                register.check_known(name)
             soon = now + timedelta(days=within_days)
             chosen = list(names) or [
                 parse_name(register.names[user])
@@ -183,6 +249,44 @@ class Authority:
     def broker_folder(self) -> Path:
         """Return where the broker's files are."""
         return Path(self._read().broker)
+
+    @property
+    def broker_address(self) -> tuple[str, int]:
+        """Return under which name and port members reach the broker."""
+        register = self._read()
+        return register.hosts[0], register.port
+
+    def serving(self, now: datetime) -> tuple[Path, Path]:
+        """Return certificate and key with which `ca serve` goes to the broker; made when they are missing or end."""
+        key, certificate = self.folder / "serve.key", self.folder / "serve.pem"
+        with self._changing() as register:
+            newest = max((i.until for i in register.issued.get(SERVE.user, ()) if not i.revoked), default=now)
+        if not key.is_file() or not certificate.is_file() or newest < now + timedelta(days=RENEW_DAYS):
+            made, asked = request(SERVE)
+            chain = self.enroll(SERVE, asked, now)
+            write(key, made, mode=0o600)
+            write(certificate, chain)
+        return certificate, key
+
+    def reload(self, command: str = "") -> str:
+        """Let the broker read its files again, by a command or the one `ca init` was given.
+
+        Returns:
+            What a person still has to do; "" when it is done.
+
+        Raises:
+            BridgeError: the command failed.
+        """
+        return reload(command or self._read().reload)
+
+    def admits(self, now: datetime) -> object:
+        """Return what the broker has to know of: it must read its files again when this is another."""
+        register = self._read()
+        return {str(name) for name in register.admitted(now)}, register.revoked(now)
+
+    def written_ns(self) -> int:
+        """Return when the broker's files were last written, by whatever process."""
+        return (self.broker_folder / broker.CONF).stat().st_mtime_ns
 
     # -- the folder --------------------------------------------------------------------------------------------------
 
@@ -213,25 +317,13 @@ class Authority:
         register = msgspec.structs.replace(register, lists=register.lists + 1)
         write(self.folder / "register.json", _encode(register))
         folder = Path(register.broker)
-        revoked = [(int(i.serial, 16), i.revoked) for some in register.issued.values() for i in some if i.revoked]
-        alive = [parse_name(text) for user, text in register.names.items() if self._alive(register, user, now)]
         try:
             write(folder / broker.CA, self.certificate())
-            write(folder / broker.CRL, self._signer.revocations(revoked, register.lists, now))
-            write(folder / broker.ACL, broker.rules(alive).encode())
+            write(folder / broker.CRL, self._signer.revocations(register.revoked(now), register.lists, now))
+            write(folder / broker.ACL, broker.rules(register.admitted(now)).encode())
             write(folder / broker.CONF, broker.configuration(folder, register.port).encode())
         except OSError as error:
             raise BridgeError(f"{folder} cannot be written ({error.strerror}); mend that and run it again") from error
-
-    @staticmethod
-    def _alive(register: Register, user: str, now: datetime) -> bool:
-        return any(not i.revoked and i.until > now for i in register.issued.get(user, ()))
-
-    @staticmethod
-    def _known(register: Register, name: Name) -> None:
-        if register.names.get(name.user) != str(name):
-            known = ", ".join(sorted(register.names.values())) or "nobody"
-            raise ConfigError(f"{name} was never enrolled; enrolled are: {known}")
 
     def _read(self) -> Register:
         try:

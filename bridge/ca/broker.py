@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from bridge.ca.names import Name
+from bridge.ca.names import ClaimName, Name
 
 CONF, ACL = "facefleet.conf", "facefleet.acl"
 CA, CRL, CERTIFICATE, KEY = "ca.pem", "crl.pem", "broker.pem", "broker.key"
@@ -39,7 +39,7 @@ set_tcp_nodelay true
 """
 
 
-def rules(members: Iterable[Name]) -> str:
+def rules(members: Iterable[Name | ClaimName]) -> str:
     """Return the access list. Without a `user` line nobody may anything, and client ids mean nothing here.
 
     A box that finds a twin listens under another client id; its certificate, and so its rights, stay the same.

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bridge.ca.names import Name
+from bridge.ca.names import ClaimName, Name
 from bridge.errors import ConfigError
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -38,6 +38,16 @@ class Signer:
             subject.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, name.site))
         builder = self._leaf(x509.Name(subject), public, now, days)
         return self._signed(builder, ExtendedKeyUsageOID.CLIENT_AUTH)
+
+    def claim(self, name: ClaimName, public: PublicKey, now: datetime, days: float) -> x509.Certificate:
+        """Return a certificate whose holder may ask once for that of a box."""
+        words = (
+            (NameOID.COMMON_NAME, name.user),
+            (NameOID.ORGANIZATION_NAME, name.box.site),
+            (NameOID.ORGANIZATIONAL_UNIT_NAME, name.box.id),
+        )
+        subject = x509.Name([x509.NameAttribute(oid, word) for oid, word in words])
+        return self._signed(self._leaf(subject, public, now, days), ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def server(self, hosts: Sequence[str], public: PublicKey, now: datetime, days: float) -> x509.Certificate:
         """Return a certificate for the broker under these names and addresses; no client can use it."""
