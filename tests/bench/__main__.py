@@ -26,6 +26,11 @@ PARTS = {
         "tests.bench.bridge_store",
         quick=("--events", "4000", "--boxes", "8", "--per-write", "20"),
     ),
+    "fleet": Part(
+        "A simulated fleet",
+        "tests.bench.fleet",
+        quick=("--boxes", "100", "--real", "10", "--seconds", "5", "--warm-s", "1"),
+    ),
     "pipeline": Part("The pipeline, stage by stage", "tests.bench.pipeline", quick=("--seconds", "2", "--rounds", "1")),
     "peers": Part(
         "Beside the usual loop",
