@@ -167,7 +167,8 @@ def _quantized(
         drops = {name: 100 * (expected[0].value - found[0].value) for name, found in figures.items()}
         if max(drops.values()) <= job.max_drop:
             note = f"Quantized with {way.ranges} ranges; kept in float: {', '.join(spared)}." if number > 1 else ""
-            return msgspec.structs.replace(manifest, notes=note), int8, figures, worst
+            notes = " ".join(part for part in (manifest.notes, note) if part)
+            return msgspec.structs.replace(manifest, notes=notes), int8, figures, worst
         tried.append(", ".join(f"{name} −{drop:.2f}" for name, drop in drops.items()))
     raise QuantizeError(
         f"{job.manifest.name}: INT8 loses more than --max-drop {job.max_drop} points of {expected[0].metric} in each "

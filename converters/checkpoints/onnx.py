@@ -203,6 +203,9 @@ def _drop_unused(model: onnx.ModelProto) -> None:
             kept.insert(0, node)
     del model.graph.node[:]
     model.graph.node.extend(kept)
+    weights = [weight for weight in model.graph.initializer if weight.name in needed]
+    del model.graph.initializer[:]  # onnxruntime warns of each that nobody reads
+    model.graph.initializer.extend(weights)
 
 
 def single_output(model: onnx.ModelProto, name: str) -> int:

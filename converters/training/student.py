@@ -15,7 +15,9 @@ import torch
 
 from converters.data.attributes import HEADS, Faces, load
 from converters.data.augment_faces import centred
+from converters.errors import ConvertError
 from converters.nets.student import Student
+from converters.training import transfer
 from converters.training.course import SIZE_PX, Course, train
 from converters.training.lessons import lessons, spans, taught
 
@@ -52,8 +54,14 @@ def balanced_accuracy(student: Student, faces: Faces, plan: Plan) -> dict[str, f
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb `train-student`."""
-    parser = subparsers.add_parser("train-student", help="train the attribute heads and write one bundle for each")
-    parser.add_argument("--data", type=Path, required=True, help="folder with research_only/ and attributes/")
+    parser = subparsers.add_parser(
+        "train-student",
+        help="train the attribute heads, or a head of your own from a folder of pictures per class",
+        description="With --data: age, gender, race and emotion, one bundle each. With --pictures: a head of your own, "
+        "such as me and not me, over a network that stays as it is.",
+        epilog="example: facefleet-convert train-student --pictures faces/ --bundle models_int8/me",
+    )
+    parser.add_argument("--data", type=Path, help="folder with research_only/ and attributes/")
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS), help="what to learn")
     parser.add_argument("--out", type=Path, default=Path("out/students"), help="folder of the training state")
     parser.add_argument("--bundles", type=Path, default=Path("models_int8"), help="where <head>-student/ is written")
@@ -66,12 +74,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--init", type=Path, help="checkpoint.pt to start from")
     parser.add_argument("--no-bundles", action="store_true", help="train only; run again without it to write bundles")
+    transfer.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train on UTKFace and FER2013 and write the bundles; 0 when all are written."""
+    """Train on UTKFace and FER2013, or on one's own pictures, and write the bundles; 0 when all are written."""
     torch.set_num_threads(args.threads)
+    if args.pictures:
+        return transfer.run_pictures(args)
+    if args.data is None:
+        raise ConvertError("give --data FOLDER for the four heads, or --pictures FOLDER for a head of your own")
     plan = Plan(
         heads=tuple(args.heads),
         epochs=args.epochs,
