@@ -42,6 +42,7 @@ TURN_S = 0.2
 STUCK_S = 30.0  # a loop that has not turned for so long is stuck
 CAPTURE_STUCK_S = 60.0  # a capture loop may wait for a silent camera in between
 DELIVER_S = 30.0  # how long a box whose recordings ended waits for the last acks
+LEAVE_S = 30.0  # how long all parts together may then take to let go: the unit's own TimeoutStopSec
 CLOSE_S = 10.0  # how long a camera may take to let go
 PAGE_S = 0.9  # the live page's status is gathered at most this often, however many watch
 
@@ -82,7 +83,7 @@ def run_box(
             on_ready(box)
         box.turn_until(stop, notifier)
         notifier.stopping()
-        return box.finish(stop)
+        return box.finish(stop, notifier)
 
 
 class Box:
@@ -153,15 +154,17 @@ class Box:
                 status_due_s = now_s + EVERY_S
                 write_status(self.config.state_dir, self.status())
 
-    def finish(self, stop: threading.Event) -> int:
-        """After the recordings' end: report cameras that failed, wait for the last acks."""
+    def finish(self, stop: threading.Event, notifier: Notifier) -> int:
+        """After the recordings' end: report cameras that failed, wait for the last acks, and say that we do."""
         if stop.is_set():
             return 0  # a camera that had failed was told when it did
         failed = [camera for camera in self.cameras if camera.error is not None]
         if failed:
             raise EdgeError("; ".join(f"camera {camera.name}: {camera.error}" for camera in failed))
         deadline_s = time.monotonic() + DELIVER_S
+        notifier.extend_timeout(DELIVER_S + LEAVE_S)
         while time.monotonic() < deadline_s and not stop.is_set():
+            notifier.alive()
             if self.publisher.wait_delivered(TURN_S):
                 return 0
         left = self.outbox.state.events
@@ -197,6 +200,7 @@ class Box:
             clock=clock.name.lower(),
             config_digest=self.config.digest,
             software=version("facefleet"),
+            outbox_trouble=outbox.trouble or None,
         )
 
     def status(self) -> BoxStatus:
@@ -218,8 +222,9 @@ class Box:
         return msgspec.json.encode(self.last_health)
 
     def _states(self) -> str:
-        """Return what makes health worth sending before its time: a camera or the publisher changed state."""
-        return " ".join([self.publisher.status, *(camera.state for camera in self.cameras)])
+        """Return what makes health worth sending before its time: a camera, the publisher or the disk changed state."""
+        troubles = (self.publisher.status, self.outbox.state.trouble)
+        return " ".join([*troubles, *(camera.state for camera in self.cameras)])
 
     def _certificate_days(self) -> float | None:
         tls = self.config.box.mqtt.tls

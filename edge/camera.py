@@ -71,7 +71,7 @@ class Camera:
         self._thread = threading.Thread(target=self._guarded, name=f"camera-{name}", daemon=True)
         self._last_at_s = 0.0
         self._frame_at_s: float | None = None  # monotonic, of the last frame that came in
-        self._lost = False
+        self._lost = self._reading = False
         self._people = 0
         self._inference_at_s: float | None = None
         self._bug = False
@@ -94,8 +94,13 @@ class Camera:
 
     @property
     def capture_turned_at_s(self) -> float:
-        """Return when the source's own loop, or its reconnecting, last turned; a recording has no loop but ours."""
-        return self._source.turned_at_s if self._source and self._source.live else self.turned_at_s
+        """Return when the source's own loop, or its reconnecting, last turned.
+
+        A recording's decoder matters only while a frame is waited for; otherwise it is our loop that turns.
+        """
+        if self._source is not None and (self._source.live or self._reading):
+            return self._source.turned_at_s
+        return self.turned_at_s
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -139,11 +144,14 @@ class Camera:
         started_s, first_media_s = time.monotonic(), None
         while not self._stop.is_set():
             self.turned_at_s = time.monotonic()
+            self._reading = True
             frame = source.read(READ_S)
+            self._reading = frame is None
             if frame is None:
                 if source.state is SourceState.ENDED:
                     break
-                self._check_lost(source)
+                if source.live:  # a recording that takes long to decode is still the same recording
+                    self._check_lost(source)
                 continue
             at_s = timeline.at_s(frame.media_s, frame.captured_at_s)
             if not source.live:

@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from edge.capture.address import keeps_places, secrets_in
 from edge.errors import ConfigError
 from edge.geometry import polygon_fault
 from edge.strict_yaml import Credential, KeyMistake, YamlErrors, load
@@ -64,6 +65,15 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{_without_credentials(text)} with `user: …` and `password: {{credential: NAME}}` beside it: "
                 "no secret stands in a config; an @ that belongs to the path is written %40",
             )
+        if scheme in NETWORK and (found := secrets_in(text)):
+            raise KeyMistake(
+                "uri",
+                f"an address with credentials in it ({', '.join(found)})",
+                "`…={password}` in its place, and `password: {credential: NAME}` beside it (`{user}` likewise): no "
+                "secret stands in a config",
+            )
+        if keeps_places(text) and self.password is None:
+            raise KeyMistake("password", "missing", "`password: {credential: NAME}`, for {password} stands in the uri")
         if scheme in NETWORK and not _readable(text):
             raise KeyMistake("uri", "an address without a host, or with a port that is no number", f"{scheme}://host/…")
 

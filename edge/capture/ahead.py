@@ -4,6 +4,7 @@ Decoding H.264 costs a third of what a nano detector costs, and FFmpeg does not 
 two overlap. Order and content are the source's own, so a replay stays equal.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,9 @@ from typing import Self
 from edge.capture.frames import Frame, Source, SourceState
 
 _TURN_S = 0.2
+CLOSE_S = 5.0  # a decoder that hangs in a broken file, or on a share that is gone, must not hang its owner too
+
+log = logging.getLogger(__name__)
 
 
 class Ahead:
@@ -31,9 +35,14 @@ class Ahead:
         self._ready: queue.Queue[Frame | BaseException | None] = queue.Queue(max(1, frames - 1))
         self._closing = threading.Event()
         self._ended = False
-        self.turned_at_s = time.monotonic()
+        self._turned_at_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="decode ahead", daemon=True)
         self._thread.start()
+
+    @property
+    def turned_at_s(self) -> float:
+        """When the decoder last finished a frame or waited for us; now, once it has no more to do."""
+        return self._turned_at_s if self._thread.is_alive() else time.monotonic()
 
     @property
     def state(self) -> SourceState:
@@ -61,15 +70,27 @@ class Ahead:
         return self._source.duration_s
 
     def read(self, timeout_s: float = 0.0) -> Frame | None:
-        """Return the next frame, None after the last; a recording is waited for, whatever `timeout_s` says.
+        """Return the next frame, None after the last, or when decoding it takes longer than `timeout_s`.
+
+        Args:
+            timeout_s: at most so long; 0 waits for the frame, and ends only with `close`.
 
         Raises:
             Exception: whatever the source raised while it decoded.
         """
-        self.turned_at_s = time.monotonic()
-        if self._ended:
+        give_up_s = time.monotonic() + timeout_s if timeout_s > 0 else float("inf")
+        frame: Frame | BaseException | None = None
+        while not self._ended:
+            try:
+                frame = self._ready.get(timeout=min(_TURN_S, max(0.0, give_up_s - time.monotonic())))
+                break
+            except queue.Empty:
+                if self._closing.is_set():
+                    self._ended = True
+                elif time.monotonic() >= give_up_s:
+                    return None
+        else:
             return None
-        frame = self._ready.get()
         if isinstance(frame, Frame):
             return frame
         self._ended = True
@@ -80,9 +101,12 @@ class Ahead:
     def close(self) -> None:
         """Stop decoding and close the source."""
         self._closing.set()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
         self._ended = True
-        self._source.close()
+        if self._thread.is_alive():  # its file stays open: closing it under a decoder would end the process
+            log.error("a recording is still being decoded after %g s: left to end with this process", CLOSE_S)
+        else:
+            self._source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +121,7 @@ class Ahead:
                 frame = self._source.read(0.0)
             except BaseException as error:  # the reader's to handle, in its own thread
                 frame = error
+            self._turned_at_s = time.monotonic()
             self._put(frame)
             if not isinstance(frame, Frame):
                 return
@@ -106,4 +131,4 @@ class Ahead:
             try:
                 return self._ready.put(frame, timeout=_TURN_S)
             except queue.Full:
-                continue
+                self._turned_at_s = time.monotonic()

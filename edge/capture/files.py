@@ -19,6 +19,10 @@ _FALLBACK_FPS = 25.0
 _GUESS_FRAMES = 2
 _GUESS_S = 0.5
 _MOST_FAILURES = 1000
+# No picture for so long, and then one beyond the container's own end, is a broken stamp; where no end is stated, only
+# a gap of hours is: a recorder that writes while something moves leaves minutes.
+_JUMP_S = 10.0
+_LONG_S = 6 * 3600.0
 
 
 class FileSource:
@@ -53,7 +57,7 @@ class FileSource:
         self._period_s = 1.0 / fps if 0.1 <= fps <= 1000 else 1.0 / _FALLBACK_FPS
         self._expected = self._clip.frame_count
         self._index = 0
-        self._media_s = 0.0
+        self._media_s = self._shift_s = 0.0
         self._ahead = self._next()
         if self._ahead is None:
             self._clip.close()
@@ -91,13 +95,32 @@ class FileSource:
         image = self._decode()
         if image is None:
             return None
-        stamp_s = self._clip.stamp_s
         if self._index:
-            believable = math.isfinite(stamp_s) and stamp_s > self._media_s
-            self._media_s = stamp_s if believable else self._media_s + self._period_s
+            self._media_s = self._next_s(self._clip.stamp_s)
         frame = Frame(image, self._index, self._media_s, self._media_s)
         self._index += 1
         return frame
+
+    def _next_s(self, stamp_s: float) -> float:
+        """Return the media time of a frame, not the first: its stamp, unless that goes back or out of all reason.
+
+        What follows a jump is moved as a whole, until the stamps find back by themselves.
+        """
+        soon_s = self._media_s + self._period_s
+        if not math.isfinite(stamp_s):
+            return soon_s
+        end_s = (self._expected * self._period_s or self._media_s + _LONG_S) + _JUMP_S
+        for shift_s in (0.0, self._shift_s):
+            moved_s = stamp_s - shift_s
+            if self._media_s < moved_s and (moved_s - self._media_s <= _JUMP_S or moved_s <= end_s):
+                self._shift_s = shift_s
+                return moved_s
+        if stamp_s > self._media_s:
+            log.warning(
+                "%s: a frame is stamped %.0f s after the one before: not believed", self.path, stamp_s - self._media_s
+            )
+            self._shift_s = stamp_s - soon_s
+        return soon_s
 
     def _decode(self) -> Image | None:
         """Return the next picture that can be decoded, however many damaged ones lie before it."""

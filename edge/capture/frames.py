@@ -49,8 +49,8 @@ class Source(Protocol):
         decoder: "software", or the hardware that really decodes.
         duration_s: length of a recording, as its container states or guesses it; None on a live source.
         turned_at_s: `time.monotonic()` when the capture or reconnect loop turned last. On a live source it may be
-            ten seconds older than `SourceSpec.silence_s` while a silent camera is waited for; on a file it is the
-            time of the last `read`.
+            ten seconds older than `SourceSpec.silence_s` while a silent camera is waited for; on a recording it is
+            when its decoder turned last.
     """
 
     @property
@@ -76,11 +76,12 @@ class Source(Protocol):
         """Return the next frame.
 
         Args:
-            timeout_s: how long to wait for a frame of a live source; files do not wait.
+            timeout_s: how long to wait for a frame of a live source, or for one that is decoded ahead (0: until it
+                is there).
 
         Returns:
-            File, folder: the next frame in order, None after the last. Live: the newest frame not yet read, None
-            when none came within `timeout_s` (the camera may come back: ask `state`).
+            File, folder: the next frame in order, None after the last. Live: the newest frame not yet read. None too
+            when none came within `timeout_s` (it may come yet: ask `state`).
         """
         ...
 

@@ -105,7 +105,7 @@ def open_http(spec: SourceSpec) -> MjpegConnection | OpenCvConnection:
 
 
 def _get(spec: SourceSpec) -> tuple[HTTPConnection, HTTPResponse]:
-    url, authorization = spec.location, None
+    url, authorization = spec.address, None
     home = urlsplit(url).netloc
     for _ in range(_MOST_REDIRECTS + 2):
         link, response = _request(spec, url, authorization)

@@ -38,15 +38,15 @@ def ask(spec: SourceSpec, timeout_s: float) -> None:
     host, port = parts.hostname or "", parts.port or 554
     try:
         with socket.create_connection((host, port), timeout_s) as link:
-            status, headers = _describe(link, spec.location, 1, None)
+            status, headers = _describe(link, spec.address, 1, None)
             if status == 401 and spec.user:
                 challenges = headers.get_all("WWW-Authenticate", [])
                 reply = answer(
-                    challenges, spec.user, spec.password or "", "DESCRIBE", spec.location, secrets.token_hex(8)
+                    challenges, spec.user, spec.password or "", "DESCRIBE", spec.address, secrets.token_hex(8)
                 )
                 if reply is None:
                     return
-                status, _ = _describe(link, spec.location, 2, reply)
+                status, _ = _describe(link, spec.address, 2, reply)
     except (ConnectionResetError, BrokenPipeError, EOFError, ValueError, HTTPException):
         return  # it hung up on us: some do between two requests
     except OSError as error:

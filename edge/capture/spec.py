@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from edge.capture.address import emptied, filled, keeps_places, secrets_in
 from edge.errors import ConfigError
 
 Kind = Literal["file", "folder", "usb", "rtsp", "http"]
@@ -17,7 +18,7 @@ class SourceSpec:
     """Say which source to open and how.
 
     A user and password written into the address are moved to their own fields at once, so that neither `location`
-    nor `repr` can show them.
+    nor `repr` can show them; what stood in path or query leaves `{user}` and `{password}` there.
 
     Attributes:
         kind: what the location is.
@@ -76,6 +77,16 @@ class SourceSpec:
             if self.user is None:
                 object.__setattr__(self, "user", unquote(parts.username))
                 object.__setattr__(self, "password", unquote(parts.password or ""))
+        if found := secrets_in(self.location):
+            location, user, values = emptied(self.location)
+            if len(values | {self.password} - {None}) > 1:
+                raise ConfigError(
+                    f"the {self.kind} source has more than one secret, besides {', '.join(found)} in its address; "
+                    "expected one: ask the camera for a stream that needs no more"
+                )
+            object.__setattr__(self, "location", location)
+            object.__setattr__(self, "user", user if self.user is None else self.user)
+            object.__setattr__(self, "password", *values)
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -98,17 +109,22 @@ class SourceSpec:
         return f"{scheme}://{authority.rpartition('@')[2].partition('?')[0]}{slash}{path.partition('?')[0]}"
 
     @property
+    def address(self) -> str:
+        """The address as the camera is asked for it: with a secret only where it has a place in path or query."""
+        return filled(self.location, self.user, self.password)
+
+    @property
     def url(self) -> str:
         """The address with user and password in it: for FFmpeg's ears only, never for a log."""
-        if not self.user:
-            return self.location
+        if not self.user or keeps_places(self.location):
+            return self.address
         parts = urlsplit(self.location)
         who = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
         return urlunsplit(parts._replace(netloc=f"{who}@{parts.netloc}"))
 
     def scrub(self, text: str) -> str:
         """Return a text of somebody else's making without this source's credentials."""
-        for secret in (self.url, self.password, quote(self.password or "", safe="")):
+        for secret in (self.url, self.address, self.password, quote(self.password or "", safe="")):
             if secret and secret != self.location:
                 text = text.replace(secret, "***")
         return text

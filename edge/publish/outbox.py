@@ -69,7 +69,7 @@ class OutboxState:
     oldest_s: float = 0.0  # of the pending; counts running time only, so that no clock step ages anything
     losses: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
-    trouble: str = ""
+    trouble: str = ""  # of its disk, as it stands: no room, no reserve, or nothing can be written
 
 
 class Outbox:
@@ -112,8 +112,9 @@ class Outbox:
         self._refused: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._trouble = ""
-        self._cramped = False  # the disk is full: the file may not grow
+        self._cramped = ""  # why the file may not grow: the disk is full
         self._losing: LossReason | None = None  # said in the journal already
+        self._logged = ""  # as well
         self._log_bytes = min(1 << 20, max_bytes // 8, reserve_bytes // 2 or max_bytes)  # the reserve must hold it
         self._page_bytes = max_bytes - self._log_bytes - min(256 << 10, max_bytes // 16)  # a commit may overshoot
         self._began_s: float | None = None  # monotonic time of the first commit
@@ -193,7 +194,6 @@ class Outbox:
             if self._suspect is not None:
                 raise self._suspect
             accepted = self._write(entries, now_s)
-            self._trouble = ""
         except sqlite3.DatabaseError as error:
             accepted = self._recover(error, entries, now_s)
         self._refresh(now_s)
@@ -403,12 +403,15 @@ class Outbox:
             self._saved_s, self._database_unsaved = now_s, False
         if tidy:
             self._losing = self._losing if lost else None
+            self._logged = self._cramped and self._logged
             self._tidied_s = now_s
             for place in empty:
                 del self._streams[place]
-            self._cramped = self._cramped and not self._file.grow_again()
+            if self._cramped and self._file.grow_again():
+                self._cramped = ""
             if not self._cramped:
                 self._file.take_reserve()
+        self._trouble = self._cramped  # whatever it was before, the disk has just taken something
         return len(entries)
 
     def _insert(self, entries: Sequence[Stamped], made_s: int) -> list[Row]:
@@ -489,14 +492,15 @@ class Outbox:
                 released = self._file.release_reserve()
                 self._file.checkpoint()
                 self._file.stop_growing()
-                self._cramped = True
+                self._cramped = "disk full, " + ("reserve released" if released else "the oldest events go")
                 accepted = self._write(entries, now_s, make_room_bytes=max(64 * 1024, self._reserve_bytes // 4))
                 self._file.checkpoint()
-                self._say_trouble("disk full, " + ("reserve released" if released else "the oldest events go"))
+                self._log_trouble(self._cramped)
                 return accepted
         except sqlite3.DatabaseError as again:
             error = again
-        self._say_trouble(f"cannot write: {error}")
+        self._trouble = f"cannot write: {error}"
+        self._log_trouble(self._trouble)
         return 0
 
     def _replace(self, aside: Path, known: dict[int, StreamRow], error: sqlite3.DatabaseError) -> None:
@@ -575,10 +579,10 @@ class Outbox:
             self._refused[reason] += count
             self.state = replace(self.state, refused=dict(self._refused))
 
-    def _say_trouble(self, trouble: str) -> None:
-        if trouble != self._trouble:
+    def _log_trouble(self, trouble: str) -> None:
+        if trouble != self._logged:
             log.error("outbox %s: %s", self._path, trouble)
-        self._trouble = trouble
+        self._logged = trouble
 
     def _refresh(self, now_s: float) -> None:
         oldest = self.pending(limit=1)
@@ -595,7 +599,7 @@ class Outbox:
                 oldest_s=float(max(0, self._made_s(now_s) - oldest[0].made_s)) if oldest else 0.0,
                 losses=dict(self._losses),
                 refused=dict(self._refused),
-                trouble=self._trouble,
+                trouble=self._trouble or ("" if self._file.reserved else "no room on the disk for its reserve"),
             )
 
 

@@ -280,6 +280,11 @@ class OutboxFile:
         except OSError:
             self.release_reserve()
 
+    @property
+    def reserved(self) -> bool:
+        """Whether as many bytes are set aside as were asked for."""
+        return self._reserve_bytes == 0 or self._reserve.exists()
+
     def release_reserve(self) -> bool:
         """Give the reserve back to the file system; False when it was gone already."""
         try:

@@ -1,13 +1,16 @@
 """The process of a box, run in this one: cameras that do not share their fate, and ends that leave nothing open."""
 
+import contextlib
 import json
 import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,6 +20,7 @@ from edge.config import LoadedConfig, load_box
 from edge.errors import ConfigError, EdgeError
 from edge.pipeline import Seen
 from edge.publish.outbox_file import OutboxFile
+from edge.wire import Health
 from tests.edge.conftest import BundleMaker
 
 
@@ -133,6 +137,56 @@ def test_a_secret_of_the_live_page_that_is_not_there_is_told_before_models_are_l
     preview = {"enabled": True, "host": "0.0.0.0", "token": {"credential": "page"}}
     with pytest.raises(ConfigError, match=r"preview.token: credential 'page' was not found"):
         run_box(box({"door": {"uri": str(street)}}, preview=preview))
+
+
+def test_health_says_that_the_disk_refuses_events_as_soon_as_it_does(box: Any, street: Path) -> None:
+    told: list[str | None] = []
+    stop = threading.Event()
+
+    def refuse_and_wait(running: Box) -> None:
+        running.outbox._file._db.execute("PRAGMA query_only = 1")
+
+        def watch() -> None:
+            give_up_s = time.monotonic() + 60.0
+            while time.monotonic() < give_up_s and not (running.last_health and running.last_health.outbox_trouble):
+                time.sleep(0.05)
+            told.append(running.last_health.outbox_trouble if running.last_health else None)
+            running.outbox._file._db.execute("PRAGMA query_only = 0")
+            stop.set()
+
+        threading.Thread(target=watch).start()
+
+    source = {"uri": str(street), "realtime": True, "fps": 1}
+    assert run_box(box({"door": source}, health_s=600), stop=stop, on_ready=refuse_and_wait) == 0
+    assert told == ["cannot write: attempt to write a readonly database"]
+
+
+def test_health_of_a_box_that_knows_no_trouble_yet_is_read_as_one_without(box: Any, street: Path) -> None:
+    old = {"stream": "1", "nonce": "n", "t_ms": 1, "uptime_s": 1, "cameras": {}, "models": {}}
+    assert msgspec.convert(old, Health).outbox_trouble is None
+    assert "outbox_trouble" not in msgspec.to_builtins(msgspec.convert(old, Health))
+
+
+def _next(manager: socket.socket) -> str:
+    with contextlib.suppress(BlockingIOError):
+        return manager.recv(4096).decode()
+    return ""
+
+
+def test_the_manager_hears_of_the_wait_for_the_last_acks(
+    box: Any, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd would kill after its own TimeoutStopSec a box that stops by itself and still waits for a bridge."""
+    monkeypatch.setattr("edge.app.DELIVER_S", 1.0)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        assert run_box(box({"door": {"uri": str(street)}})) == 1, "there is no broker"
+        manager.setblocking(False)
+        heard = list(iter(lambda: _next(manager), ""))
+    after = heard[heard.index("STOPPING=1") + 1 :]
+    assert after[0] == "EXTEND_TIMEOUT_USEC=31000000"
+    assert after.count("WATCHDOG=1") > 1
 
 
 def test_a_disk_that_takes_no_boot_count_does_not_keep_a_box_from_starting(tmp_path: Path) -> None:

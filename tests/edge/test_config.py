@@ -59,14 +59,39 @@ def test_a_sensitive_bundle_under_another_name_needs_a_purpose_too(tmp_path: Pat
         "RTSP://admin:hunter2@cam/s1",
         "rtsp://admin:12/hunter2@cam/s1",
         "rtsp://admin:hunter2@cam:port/s1",
+        "http://cam/video?user=admin&password=hunter2",
+        "https://cam/video?size=2&access_token=hunter2",
+        "http://cam/videostream.cgi?loginuse=admin&loginpas=hunter2",
+        "rtsp://cam:554/user=admin_password=hunter2_channel=1_stream=0.sdp",
     ],
-    ids=["user and password", "password alone", "capitals", "a slash in it", "a port that is none"],
+    ids=[
+        "user and password",
+        "password alone",
+        "capitals",
+        "a slash in it",
+        "a port that is none",
+        "in the query",
+        "a token",
+        "abbreviated",
+        "in the path",
+    ],
 )
 def test_an_inline_password_is_refused_and_not_repeated(tmp_path: Path, uri: str) -> None:
     told = refusal(tmp_path, SOUND.replace("clip.mp4", f"'{uri}'"))
     assert "credentials in it" in told
     assert "{credential: NAME}" in told
     assert "hunter2" not in told
+
+
+def test_a_camera_that_takes_its_password_in_the_address_has_a_place_kept_for_it(tmp_path: Path) -> None:
+    uri = "http://cam/video?user={user}&password={password}&tokens=2&monkey=1"
+    told = refusal(tmp_path, SOUND.replace("clip.mp4", f"'{uri}'"))
+    assert "password" in told
+    assert "{password} stands in the uri" in told
+    (tmp_path / "box.yaml").write_text(
+        SOUND.replace("uri: clip.mp4", f"uri: '{uri}', user: admin, password: {{credential: cam}}")
+    )
+    assert load_box(tmp_path / "box.yaml").box.cameras[0].source.uri == uri
 
 
 @pytest.mark.parametrize(

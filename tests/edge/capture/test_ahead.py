@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge.capture.ahead import Ahead
-from edge.capture.frames import SourceState
+from edge.capture.frames import Frame, SourceState
 from edge.capture.sources import open_source
 from edge.capture.spec import SourceSpec
 from edge.errors import CameraError
@@ -78,3 +78,52 @@ def test_what_the_decoder_raises_reaches_the_reader(folder: Path) -> None:
         with pytest.raises(CameraError, match="pulled out"):
             source.read()
         assert source.read() is None
+
+
+class Hanging:
+    """A recording whose second frame never comes, until it is let go."""
+
+    live, damaged, last_error, decoder, duration_s = False, 0, "", "software", None
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.closed = False
+        self._frames = [Frame(np.zeros((4, 4, 3), np.uint8), 0, 0.0, 0.0)]
+
+    def read(self, timeout_s: float) -> Frame | None:
+        if self._frames:
+            return self._frames.pop()
+        self.let_go.wait()
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_decoder_that_hangs_is_waited_for_no_longer_than_asked_and_seen_to_stand_still() -> None:
+    source = Hanging()
+    with Ahead(source) as ahead:  # type: ignore[arg-type]
+        assert ahead.read(5.0) is not None
+        turned_at_s = ahead.turned_at_s
+        assert ahead.read(0.3) is None
+        assert ahead.state is SourceState.STREAMING
+        assert ahead.turned_at_s == turned_at_s
+        source.let_go.set()
+        assert ahead.read(0.0) is None
+        assert ahead.state is SourceState.ENDED
+    assert source.closed
+
+
+def test_closing_from_another_thread_ends_a_reader_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of a decoder that still hangs stays open: closed under its hands it would take the process along."""
+    monkeypatch.setattr("edge.capture.ahead.CLOSE_S", 0.3)
+    source, got = Hanging(), []
+    ahead = Ahead(source)  # type: ignore[arg-type]
+    assert ahead.read() is not None
+    reader = threading.Thread(target=lambda: got.append(ahead.read()))
+    reader.start()
+    ahead.close()
+    reader.join(30.0)
+    assert got == [None]
+    assert not source.closed
+    source.let_go.set()

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.capture.frames import Frame, Source, SourceState
+from edge.capture.files import FileSource
+from edge.capture.frames import Frame, Image, Source, SourceState
 from edge.capture.sources import open_source, probe
 from edge.capture.spec import SourceSpec
 from edge.errors import CameraError
@@ -166,3 +167,52 @@ def test_clips_people_have_are_read_whole(shared: Path) -> None:
         assert times == sorted(set(times)), path
         assert len(got) >= 20
         assert source.last_error == "", path
+
+
+class Stamped:
+    """A clip of black frames with the stamps it is told."""
+
+    decoder, fps = "software", 25.0
+
+    def __init__(self, stamps_s: list[float], frame_count: int) -> None:
+        self.frame_count, self.stamp_s = frame_count, 0.0
+        self._stamps_s = list(stamps_s)
+
+    def grab(self) -> bool:
+        if not self._stamps_s:
+            return False
+        self.stamp_s = self._stamps_s.pop(0)
+        return True
+
+    def retrieve(self) -> Image:
+        return np.zeros((4, 4, 3), np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+DAY_S = 86400.0
+
+
+@pytest.mark.parametrize(
+    ("stamps_s", "frame_count", "expected_s"),
+    [
+        ([0, 0.04, DAY_S, DAY_S + 0.04], 4, [0, 0.04, 0.08, 0.12]),
+        ([0, 0.04, DAY_S, 0.12, 0.16], 5, [0, 0.04, 0.08, 0.12, 0.16]),
+        ([0, 0.04, DAY_S, DAY_S + 0.5, 0.62], 5, [0, 0.04, 0.08, 0.58, 0.62]),
+        ([0, 0.04, DAY_S], 0, [0, 0.04, 0.08]),
+        ([0, 0.04, 600, 600.04], 0, [0, 0.04, 600, 600.04]),
+        ([0, 0.04, 600, 600.04], 20_000, [0, 0.04, 600, 600.04]),
+        ([0, 5, 10, 15], 4, [0, 5, 10, 15]),
+        ([0, 0.04, 0.02, 0.12], 4, [0, 0.04, 0.08, 0.12]),
+        ([0, float("nan"), 0.08], 3, [0, 0.04, 0.08]),
+    ],
+    ids=["a jump past the end", "one broken stamp", "found back later", "no end stated", "a gap, no end stated",
+         "a gap within the stated length", "slower than stated", "a step back", "no number"],
+)  # fmt: skip
+def test_a_stamp_out_of_all_reason_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, stamps_s: list[float], frame_count: int, expected_s: list[float]
+) -> None:
+    monkeypatch.setattr("edge.capture.files._open", lambda *_: Stamped(stamps_s, frame_count))
+    got = frames(FileSource(SourceSpec("file", "made.mp4")))
+    assert [frame.media_s for frame in got] == pytest.approx(expected_s)

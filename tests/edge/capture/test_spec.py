@@ -14,6 +14,30 @@ def test_credentials_written_into_an_address_move_out_of_it() -> None:
     assert (spec.user, spec.password) == ("ad@min", "p:ss")
 
 
+@pytest.mark.parametrize(
+    ("address", "location", "user"),
+    [
+        ("http://cam/?user=a%40b&password=p%26ss&size=2", "http://cam/?user={user}&password={password}&size=2", "a@b"),
+        ("rtsp://cam/user=a@b_password=p%26ss_stream=1", "rtsp://cam/user={user}_password={password}_stream=1", "a@b"),
+        ("http://cam/v?access_token=p%26ss", "http://cam/v?access_token={password}", None),
+        ("http://u:p%26ss@cam/v?pwd=p%26ss", "http://cam/v?pwd={password}", "u"),
+    ],
+    ids=["query", "path", "token", "twice the same"],
+)  # fmt: skip
+def test_a_secret_within_an_address_leaves_its_place_there(address: str, location: str, user: str | None) -> None:
+    spec = SourceSpec("rtsp" if address.startswith("rtsp") else "http", address)
+    assert (spec.location, spec.user, spec.password) == (location, user, "p&ss")
+    assert spec.address == address.replace("u:p%26ss@", "").replace("=a@b", "=a%40b")
+    for text in (repr(spec), spec.shown, spec.scrub(f"cannot open {spec.url}: p&ss")):
+        assert "ss" not in text.replace("password", "").replace("access", "")
+
+
+def test_two_secrets_are_more_than_a_source_has_room_for() -> None:
+    with pytest.raises(ConfigError, match="more than one secret, besides pwd, token in its address") as caught:
+        SourceSpec("http", "http://cam/v?pwd=geheim&token=noch-eins")
+    assert "geheim" not in str(caught.value)
+
+
 def test_configured_credentials_win_over_those_in_the_address() -> None:
     spec = SourceSpec("rtsp", "rtsp://a:b@cam/", user="u", password="p")
     assert (spec.user, spec.password, spec.location) == ("u", "p", "rtsp://cam/")

@@ -124,7 +124,8 @@ def test_p12_a_resend_changes_nothing_but_the_vocabulary(make: Make) -> None:
             two.stream, two.first_seq, two.base_ms, two.events,
         ]  # fmt: skip
         if not deflate:
-            assert again.startswith(first[:-1]), "appended to the envelope, every byte before it as it was"
+            assert again[1 : len(first)] == first[1:], "appended to the envelope, every byte before it as it was"
+            assert (first[0], again[0]) == (0x97, 0x98), "an array of seven, and of eight"
         outbox.close()
 
 
@@ -612,6 +613,38 @@ def test_p24_a_file_that_may_not_grow_is_met_without_a_disk(make: Make) -> None:
     lost = Ranges((loss.first, loss.last) for loss in said)
     assert list(lost | Ranges(held(outbox))) == [(1, outbox.state.accepted)]
     assert outbox.state.losses == {"disk": lost.count()}
+
+
+def test_trouble_of_the_disk_stands_until_it_is_over(make: Make, tmp_path: Path) -> None:
+    outbox = make(reserve_bytes=1 << 20)
+    fill(outbox, 20, events=50)
+    pages = outbox._file._db.execute("PRAGMA page_count").fetchone()[0]
+    outbox._file._db.execute(f"PRAGMA max_page_count = {pages}")
+    now_s = 30.0
+    while not outbox.state.trouble and now_s < 59.0:
+        now_s += 0.1
+        fill(outbox, 1, events=400, now_s=now_s)
+    assert outbox.state.trouble == "disk full, reserve released"
+    outbox.commit(now_s + 0.1)
+    fill(outbox, 1, events=1, now_s=now_s + 0.2)
+    assert outbox.state.trouble.startswith("disk full"), "no less true because one more event found room"
+    outbox.commit(200.0)
+    assert outbox.state.trouble == ""
+    assert (tmp_path / "outbox.db.reserve").exists(), "there is plenty again"
+
+
+def test_trouble_names_a_disk_that_is_read_only_and_a_reserve_that_is_gone(make: Make, tmp_path: Path) -> None:
+    outbox = make(reserve_bytes=1 << 20)
+    fill(outbox, 1)
+    outbox._file._db.execute("PRAGMA query_only = 1")
+    fill(outbox, 1, now_s=2.0)
+    assert outbox.state.trouble == "cannot write: attempt to write a readonly database"
+    outbox._file._db.execute("PRAGMA query_only = 0")
+    (tmp_path / "outbox.db.reserve").unlink()
+    outbox.commit(3.0)
+    assert outbox.state.trouble == "no room on the disk for its reserve"
+    outbox.commit(100.0)
+    assert outbox.state.trouble == ""
 
 
 def test_the_reserve_is_taken_where_there_is_plenty(make: Make, tmp_path: Path) -> None:
