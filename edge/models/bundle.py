@@ -83,6 +83,8 @@ def contradiction(manifest: Manifest) -> str | None:
         return f"input.mean {source.mean} and input.scale {source.scale} do not fit {source.color} (no zero scale)"
     if manifest.decoder not in DECODERS_OF_TASK[manifest.task]:
         return f"decoder is {manifest.decoder}, expected one of {DECODERS_OF_TASK[manifest.task]} for a {manifest.task}"
+    if source.fit == "align" and manifest.task != "embedder":
+        return f"input.fit is align, expected letterbox or stretch for a {manifest.task}: only embedders align faces"
     if not manifest.outputs:
         return "outputs is empty, expected the output names in the decoder's order"
     if manifest.task == "classifier" and len(manifest.labels) < 2:

@@ -9,6 +9,7 @@ import msgspec
 
 Task = Literal["detector", "classifier", "landmarks", "embedder"]
 Decoder = Literal["yolov10", "yunet", "ssd", "single_box", "softmax", "sigmoid", "points", "vector"]
+Fit = Literal["letterbox", "stretch", "align"]
 Role = Literal["onnx", "xml", "bin", "fp16_xml", "fp16_bin", "golden", "checkpoint"]
 
 
@@ -23,7 +24,8 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the network itself eats: the runtimes turn (N, H, W, 3) uint8 BGR into this.
 
-    Each channel becomes `(x - mean) / scale`, x in 0–255. `batch` 0 means dynamic.
+    Each channel becomes `(x - mean) / scale`, x in 0–255. `batch` 0 means dynamic. `fit` says how a picture or a face
+    gets in: whole and undistorted, stretched, or turned upright by five landmarks (`edge.track.alignment`, embedders).
     """
 
     width: int
@@ -33,7 +35,7 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     color: Literal["BGR", "RGB", "GRAY"] = "RGB"
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     scale: tuple[float, ...] = (255.0, 255.0, 255.0)
-    fit: Literal["letterbox", "stretch"] = "letterbox"
+    fit: Fit = "letterbox"
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,11 +1,12 @@
 """Fitting a camera frame into the network's input and bringing boxes back; used by detector and converters alike."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from edge.models.manifest import Fit
 
 PADDING = 114  # the grey that YOLO networks are trained with
 Floats = NDArray[np.float32]
@@ -33,7 +34,7 @@ class Placement:
         return np.asarray(points * np.array([self.scale_x, self.scale_y], np.float32) + offset, np.float32)
 
 
-def place(frame_wh: tuple[int, int], input_wh: tuple[int, int], fit: Literal["letterbox", "stretch"]) -> Placement:
+def place(frame_wh: tuple[int, int], input_wh: tuple[int, int], fit: Fit) -> Placement:
     """Compute where a frame goes: whole, centred and undistorted (`letterbox`) or filling the input (`stretch`).
 
     The scales are those of the rounded size, so that the way back is exact for the pixels that were really drawn.
@@ -56,7 +57,7 @@ class Letterbox:
     its square and nothing else: picked straight, it is the same to the bit and takes two thirds of the time.
     """
 
-    def __init__(self, width: int, height: int, fit: Literal["letterbox", "stretch"] = "letterbox") -> None:
+    def __init__(self, width: int, height: int, fit: Fit = "letterbox") -> None:
         self.fit = fit
         self.buffer: NDArray[np.uint8] = np.full((1, height, width, 3), PADDING, np.uint8)
         self.placement = place((width, height), (width, height), fit)
