@@ -19,11 +19,13 @@ from converters.data.detection import YUNET, Sample
 from converters.data.face_crops import Box, cut, widen
 from converters.errors import ConvertError
 from edge.geometry import iou
+from edge.models.manifest import Input
+from edge.track import crops
 
 CONTEXT = 0.6  # of the face box, on every side
 CONTEXT_PX = 144  # the face box itself then covers 65 px
 MIN_SIDE_PX = 20.0  # below this YuNet's points are guesses
-LOOKS_PX = (96, 144)  # height of the face at each further look; every look is taken mirrored too
+LOOKS_PX = (80, 112, 160)  # height of the face at each further look; every look is taken mirrored too
 MIRRORED = [1, 0, 2, 4, 3]
 # The clip of somebody who turns his head, kept out of training: landmarks must hold in half profile.
 TURNING = "head-pose-face-detection-male"
@@ -63,9 +65,7 @@ class MarkedFaces:
     def subset(self, keep: NDArray[np.intp]) -> "MarkedFaces":
         """Return only the faces at the indices `keep`."""
         names, digests = (tuple(values[i] for i in keep) for values in (self.names, self.digests))
-        return MarkedFaces(
-            self.pictures[keep], self.points[keep], self.glance[keep], self.boxes[keep], names, digests
-        )
+        return MarkedFaces(self.pictures[keep], self.points[keep], self.glance[keep], self.boxes[keep], names, digests)
 
 
 class PointTeacher:
@@ -93,10 +93,10 @@ class PointTeacher:
 
         Returns:
             (5, 2) float32 mean points in pixels of the image and how far the looks differ, in eye distances; None
-            where fewer than three looks find the face.
+            where fewer than four looks find the face.
         """
         views = [view for px in LOOKS_PX for mirror in (False, True) if (view := self._view(image, box, px, mirror))]
-        if len(views) < 3:
+        if len(views) < 4:
             return None
         mean = np.mean(views, axis=0)
         spread = np.linalg.norm(np.asarray(views) - mean, axis=2).mean()
@@ -160,7 +160,8 @@ def _faces(teacher: PointTeacher, sample: Sample, max_spread: float) -> Iterator
 
 
 def _in_context(points: Floats, box: Box) -> Floats:
-    x0, y0, x1, y1 = widen(box, CONTEXT)
+    """Return points in [0, 1] of the context crop, which begins and ends at whole pixels."""
+    x0, y0, x1, y1 = crops.region(np.array(widen(box, CONTEXT)), 0.0, Input(CONTEXT_PX, CONTEXT_PX, fit="stretch"))
     return np.asarray((points - np.array([x0, y0])) / np.array([x1 - x0, y1 - y0]), np.float32)
 
 

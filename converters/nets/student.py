@@ -64,9 +64,7 @@ class Student(nn.Module):
         student = self.head(0, self.classify.out_features).eval()
         for block in student.blocks:
             assert isinstance(block, Block)
-            block.conv1, block.conv2 = _fuse(block.conv1), _fuse(block.conv2)
-            if isinstance(block.shortcut, nn.Sequential):
-                block.shortcut = _fuse(block.shortcut)
+            fuse_block(block)
         return student
 
 
@@ -79,7 +77,15 @@ def _conv_bn(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(c_out))
 
 
-def _fuse(pair: nn.Module) -> nn.Sequential:
+def fuse_block(block: Block) -> None:
+    """Fold the batch norms of one block, which must be in evaluation mode, into its convolutions."""
+    block.conv1, block.conv2 = fuse(block.conv1), fuse(block.conv2)
+    if isinstance(block.shortcut, nn.Sequential):
+        block.shortcut = fuse(block.shortcut)
+
+
+def fuse(pair: nn.Module) -> nn.Sequential:
+    """Return (convolution, batch norm) as one convolution in a Sequential of its own."""
     assert isinstance(pair, nn.Sequential)
     conv, norm = pair
     assert isinstance(conv, nn.Conv2d)

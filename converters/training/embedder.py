@@ -1,0 +1,349 @@
+"""`facefleet-convert train-embedder`: teach a small CNN to tell one face from another, from pictures shown once.
+
+There are no identities to learn from (see `data.identity`), so every picture is a person of its own: two random looks
+of it must come out alike and unlike everybody else's (NT-Xent, Chen et al. 2020, with a queue of earlier faces as
+more strangers). Clips of one person give real pairs. Age, gender and race of UTKFace, where known, help the features.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 the name everybody reads
+from numpy.typing import NDArray
+from rich.progress import Progress, TextColumn
+from torch import Tensor
+
+from converters.data.attributes import Label
+from converters.data.augment_identity import looks
+from converters.data.identity import AlignedFaces, training
+from converters.errors import ConvertError
+from converters.evaluation.verification import area, rate_at, roc
+from converters.nets.embedder import DIMENSIONS, WIDTHS, Embedder
+from converters.training.lessons import spans
+from converters.training.schedule import follow, optimizer_of, rate_factor
+
+TRAITS = ("age", "gender", "race")
+CHECK_EVERY = 2  # epochs
+CHECK_FACES = 600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a training run; the same plan on the same data gives the same weights when `minutes` does not bind.
+
+    Attributes:
+        epochs: the schedule ends here, or after `minutes` of computing, whichever is first. In an epoch
+            every person is seen once, in two looks.
+        temperature: of the softmax over strangers; lower looks harder at the most alike.
+        queue: how many earlier faces count as strangers beside those of the batch.
+        traits: weight of the helping heads beside the main loss.
+        clip_share: share of every batch drawn from people with several real pictures.
+    """
+
+    epochs: int = 60
+    minutes: float = 1e9
+    batch: int = 96
+    rate: float = 2e-3
+    temperature: float = 0.1
+    queue: int = 4096
+    traits: float = 0.2
+    clip_share: float = 0.08
+    seed: int = 7
+    widths: tuple[int, int, int, int] = WIDTHS
+
+
+@dataclass(frozen=True)
+class Material:
+    """Faces as tensors.
+
+    Attributes:
+        pictures: (N, H, W, 3) uint8 BGR aligned context crops.
+        person, circle: (N,) int64 numbers for `AlignedFaces.people` and `circles`.
+        traits: (N, 3) int64 class of age, gender, race, -1 where unknown.
+        pictures_of: per person the rows of all pictures.
+    """
+
+    pictures: Tensor
+    person: Tensor
+    circle: Tensor
+    traits: Tensor
+    pictures_of: tuple[NDArray[np.intp], ...]
+
+
+@dataclass
+class State:
+    """Everything that must survive an interruption."""
+
+    net: Embedder
+    average: Embedder
+    optimizer: torch.optim.Optimizer
+    queue: Tensor
+    queue_ids: Tensor
+    epoch: int = 0
+    spent_s: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def material(faces: AlignedFaces) -> Material:
+    """Return faces as tensors, people and circles as numbers."""
+    person, circle = (np.unique(names, return_inverse=True)[1] for names in (faces.people, faces.circles))
+    order = np.argsort(person, kind="stable")
+    return Material(
+        torch.from_numpy(faces.pictures),
+        torch.from_numpy(person.astype(np.int64)),
+        torch.from_numpy(circle.astype(np.int64)),
+        torch.tensor([[_class(label, trait) for trait in TRAITS] for label in faces.labels], dtype=torch.int64),
+        tuple(np.split(order, np.flatnonzero(np.diff(person[order])) + 1)),
+    )
+
+
+def _class(label: Label, trait: str) -> int:
+    """Return the class of a face, -1 where unknown or where several would be right."""
+    right = label.classes(trait)
+    return right[0] if len(right) == 1 else -1
+
+
+def contrast(looks_: Tensor, person: Tensor, circle: Tensor, others: Tensor, others_ids: Tensor, heat: float) -> Tensor:
+    """Return the NT-Xent loss of two looks of each person.
+
+    Args:
+        looks_: (2B, D) of length 1; row i and row i + B are one person.
+        person, circle: (B,) numbers; whoever shares a circle is no stranger.
+        others: (K, D) earlier faces.
+        others_ids: (K, 2) their person and circle; -1 for an empty place.
+        heat: the temperature.
+
+    Source: Chen et al. 2020, A simple framework for contrastive learning of visual representations, section 2.1; the
+    queue after He et al. 2020, Momentum contrast.
+    """
+    n = len(person)
+    people, circles = torch.cat([person, person, others_ids[:, 0]]), torch.cat([circle, circle, others_ids[:, 1]])
+    logits = looks_ @ torch.cat([looks_, others]).T / heat
+    own = people[: 2 * n].unsqueeze(1) == people.unsqueeze(0)
+    near = circles[: 2 * n].unsqueeze(1) == circles.unsqueeze(0)
+    partner = (torch.arange(2 * n) + n) % (2 * n)
+    left_out = own | near | (people < 0).unsqueeze(0)
+    left_out[torch.arange(2 * n), partner] = False
+    return F.cross_entropy(logits.masked_fill(left_out, -1e4), partner)
+
+
+def trait_loss(logits: Tensor, traits: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies of age, gender and race over the faces where they are known."""
+    total = logits.new_zeros(())
+    for column, (first, n) in enumerate(spans(TRAITS)):
+        known = traits[:, column] >= 0
+        if known.any():
+            total = total + F.cross_entropy(logits[known, first : first + n], traits[known, column])
+    return total
+
+
+def split(faces: AlignedFaces) -> tuple[AlignedFaces, AlignedFaces]:
+    """Return (to learn from, to check on): UTKFace's test part is never learnt from."""
+    check = [
+        i for i, label in enumerate(faces.labels) if faces.people[i].startswith("utkface/") and label.split == "test"
+    ]
+    held = set(check)
+    return faces.subset([i for i in range(len(faces)) if i not in held]), faces.subset(check[:CHECK_FACES])
+
+
+def train(plan: Plan, learn: Material, check: Material, folder: Path) -> State:
+    """Train or go on training in `folder`; the state's averaged network is what is shipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _start(plan, folder / "state.pt")
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns) as progress:
+        task = progress.add_task("epochs", total=plan.epochs, completed=state.epoch, note="")
+        while _progress(plan, state) < 1:
+            value = _epoch(plan, state, learn)
+            if state.epoch % CHECK_EVERY == 0 or _progress(plan, state) >= 1:
+                state.history.append({"epoch": state.epoch, "loss": value, **two_looks(state.average, check)})
+            _keep(plan, state, folder / "state.pt")
+            note = " ".join(f"{name} {figure:.3f}" for name, figure in (state.history or [{"loss": value}])[-1].items())
+            progress.update(task, completed=state.epoch, note=note)
+            if not progress.console.is_terminal:
+                progress.console.print(f"epoch {state.epoch} {state.spent_s:.0f} s loss {value:.3f} {note}")
+    state.average.eval()
+    return state
+
+
+def two_looks(net: Embedder, faces: Material) -> dict[str, float]:
+    """Return how well two random looks of held-out faces find each other; says nothing about two real pictures."""
+    net.eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        a, b = (torch.cat([net(looks(part, rng)) for part in faces.pictures.split(100)]) for _ in range(2))
+        similarity = (a @ b.T).numpy()
+    same = np.eye(len(a), dtype=bool)
+    false, true = roc(similarity[same], similarity[~same])
+    return {"auc": area(false, true), "tpr@0.01": rate_at(false, true, 0.01)}
+
+
+def _pairs(plan: Plan, learn: Material, epoch: int) -> NDArray[np.intp]:
+    """Return (people, 2) rows of this epoch: everybody once, people with several pictures oftener, two of theirs."""
+    rng = np.random.default_rng((plan.seed, epoch))
+    several = [rows for rows in learn.pictures_of if len(rows) > 1]
+    once = [rows for rows in learn.pictures_of if len(rows) == 1]
+    extra = round(len(once) * plan.clip_share / (1 - plan.clip_share)) if several else 0
+    pairs = [(rows[0], rows[0]) for rows in once]
+    pairs += [tuple(rng.choice(several[k], 2, replace=False)) for k in rng.integers(len(several) or 1, size=extra)]
+    return rng.permutation(np.array(pairs, np.intp))
+
+
+def _epoch(plan: Plan, state: State, learn: Material) -> float:
+    pairs = torch.from_numpy(_pairs(plan, learn, state.epoch))
+    rng = torch.Generator().manual_seed(plan.seed * 100_003 + state.epoch)
+    began, before_s = time.process_time(), state.spent_s
+    state.net.train()
+    steps = max(1, len(pairs) // plan.batch)
+    total = 0.0
+    for step, pick in enumerate(pairs[: steps * plan.batch].split(plan.batch)):
+        share = max((state.epoch + step / steps) / plan.epochs, _progress(plan, state))
+        for group in state.optimizer.param_groups:
+            group["lr"] = plan.rate * rate_factor(share)
+        rows = torch.cat([pick[:, 0], pick[:, 1]])
+        with torch.autocast("cpu", torch.bfloat16):
+            features = state.net.features(looks(learn.pictures[rows], rng).to(memory_format=torch.channels_last))
+        embedded = state.net.embed(features)
+        person, circle = learn.person[pick[:, 0]], learn.circle[pick[:, 0]]
+        value = contrast(embedded, person, circle, state.queue, state.queue_ids, plan.temperature)
+        assert state.net.traits is not None
+        helped = value + plan.traits * trait_loss(state.net.traits(features), learn.traits[rows])
+        state.optimizer.zero_grad()
+        helped.backward()
+        torch.nn.utils.clip_grad_norm_(state.net.parameters(), 3.0)
+        state.optimizer.step()
+        _remember(state, embedded.detach()[: len(pick)], torch.stack([person, circle], 1))
+        follow(state.average, state.net, min(0.998, 1 - 1 / (1 + state.epoch * steps + step)))
+        total += float(value.detach())
+        state.spent_s = before_s + time.process_time() - began
+    state.epoch += 1
+    return total / steps
+
+
+def _remember(state: State, embedded: Tensor, ids: Tensor) -> None:
+    """Put faces at the end of the queue; the oldest fall out."""
+    keep = len(state.queue)
+    state.queue = torch.cat([state.queue, embedded])[-keep:] if keep else state.queue
+    state.queue_ids = torch.cat([state.queue_ids, ids])[-keep:] if keep else state.queue_ids
+
+
+def _progress(plan: Plan, state: State) -> float:
+    return max(state.epoch / plan.epochs, state.spent_s / 60 / plan.minutes)
+
+
+def _start(plan: Plan, path: Path) -> State:
+    torch.manual_seed(plan.seed)
+    net, average = (Embedder(plan.widths, sum(n for _, n in spans(TRAITS))) for _ in range(2))
+    average.load_state_dict(net.state_dict())
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    nobody = torch.full((plan.queue, 2), -1, dtype=torch.int64)
+    state = State(net, average, optimizer_of(net, plan.rate), torch.zeros(plan.queue, DIMENSIONS), nobody)
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+        if saved["plan"] != _identity(plan):
+            raise ConvertError(f"{path} belongs to another plan ({saved['plan']}); give --out a fresh folder")
+        net.load_state_dict(saved["net"])
+        average.load_state_dict(saved["average"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.queue, state.queue_ids = saved["queue"], saved["queue_ids"]
+        state.epoch, state.spent_s, state.history = saved["epoch"], saved["spent_s"], saved["history"]
+    return state
+
+
+def _identity(plan: Plan) -> str:
+    """Name the plan, less the minutes, which may change on resuming."""
+    return (
+        f"epochs {plan.epochs} batch {plan.batch} rate {plan.rate:g} temperature {plan.temperature:g} "
+        f"queue {plan.queue} traits {plan.traits:g} clips {plan.clip_share:g} seed {plan.seed} "
+        f"widths {'-'.join(map(str, plan.widths))}"
+    )
+
+
+def _keep(plan: Plan, state: State, path: Path) -> None:
+    saved = {
+        "plan": _identity(plan),
+        "net": state.net.state_dict(),
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "queue": state.queue,
+        "queue_ids": state.queue_ids,
+        "epoch": state.epoch,
+        "spent_s": state.spent_s,
+        "history": state.history,
+    }
+    torch.save(saved, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb `train-embedder`."""
+    parser = subparsers.add_parser(
+        "train-embedder",
+        help="train the face embedder and write its bundle",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Teach a small CNN to turn an aligned face into 128 numbers, alike for one person.\n\n"
+        "The data folder has almost nobody in two pictures. So every picture counts as a person of its own: two\n"
+        "random looks of it (turned, lit, blurred, half hidden, with another background) must come out alike, and\n"
+        "unlike all other faces. That teaches what tells faces apart, but not how one face changes over years or\n"
+        "between cameras: expect a helper for picking and grouping, not an identity check. Real pairs come only from\n"
+        "a few clips. London, Azure and Lisa are never learnt from; `facefleet-convert evaluate` reports on them.\n"
+        "UTKFace is for research only, and so is the bundle.",
+        epilog="Stopped with Ctrl-C, or by a power cut? Run the same command again: it goes on after the last epoch.\n"
+        "example: facefleet-convert train-embedder --data DATA --minutes 45",
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with research_only/, attributes/, detection/, …"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/embedder"), help="folder of the training state")
+    parser.add_argument("--bundle", type=Path, default=Path("models_int8/face-embedder"), help="what is written")
+    parser.add_argument("--cache", type=Path, default=Path("out/faces"), help="where prepared faces are kept")
+    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="length of the schedule (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=1e9, help="finish the schedule after so much computing instead")
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate (default %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=Plan.temperature,
+        help="lower looks harder at the most alike strangers, and at those who are none (default %(default)s)",
+    )
+    parser.add_argument(
+        "--traits", type=float, default=Plan.traits, help="weight of age, gender, race (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-bundle", action="store_true", help="train only; run again without it to write the bundle")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and write the bundle; 0 when it is written."""
+    torch.set_num_threads(args.threads)
+    plan = Plan(
+        epochs=args.epochs,
+        minutes=args.minutes,
+        rate=args.rate,
+        temperature=args.temperature,
+        traits=args.traits,
+        seed=args.seed,
+    )
+    learn, check = split(training(args.data, args.cache))
+    print(f"{len(learn)} faces of at most {len(set(learn.people))} people to learn from, {len(check)} to check on")
+    state = train(plan, material(learn), material(check), args.out)
+    if args.no_bundle:
+        return 0
+    from converters.bundles.embedder import write_bundle  # nncf and openvino, which training alone does not need
+
+    how = f"{command_line(plan)}, {state.epoch} epochs done"
+    write_bundle(state.average, learn, args.data, args.bundle, how=how)
+    return 0
+
+
+def command_line(plan: Plan) -> str:
+    """Return the command that repeats a run; where minutes cut the schedule short, only on a machine as fast."""
+    text = f"facefleet-convert train-embedder --data DATA --epochs {plan.epochs} --rate {plan.rate:g}"
+    minutes = f" --minutes {plan.minutes:g}" if plan.minutes < 1e9 else ""
+    return f"{text} --temperature {plan.temperature:g} --traits {plan.traits:g} --seed {plan.seed}{minutes}"
