@@ -12,6 +12,7 @@ from edge.errors import EdgeError
 MODULES = (
     "converters.evaluation.evaluate",
     "converters.training.student",
+    "converters.training.distill",
     "converters.training.detector",
     "converters.bundles.detector",
     "converters.bundles.foreign_verbs",
