@@ -69,6 +69,10 @@ def run_box(
         EdgeError: it cannot start, or a part died in a way that a restart may mend.
     """
     stop = stop or threading.Event()
+    if config.has_own_tls:
+        from edge.box.certificate import require  # only where there is a certificate: it costs memory
+
+        require(config)
     opencv.quiet()  # before the first capture: FFmpeg would print addresses, and with them passwords
     notifier = Notifier()
     with ExitStack() as closing:
@@ -78,6 +82,10 @@ def run_box(
             from edge.flash.offers import Offers
 
             closing.enter_context(Offers(config))
+        if config.has_own_tls:
+            from edge.box.renewal import Renewal
+
+            closing.enter_context(Renewal(config))
         notifier.ready(f"{len(box.cameras)} cameras, config {config.digest}")
         if on_ready:
             on_ready(box)
@@ -227,8 +235,8 @@ class Box:
         return " ".join([*troubles, *(camera.state for camera in self.cameras)])
 
     def _certificate_days(self) -> float | None:
-        tls = self.config.box.mqtt.tls
-        return facts.certificate_days(self.config.base / tls.cert) if tls and tls.cert else None
+        tls = self.config.tls_files()
+        return facts.certificate_days(tls.cert) if tls and tls.cert else None
 
     def _stuck(self, now_s: float) -> list[str]:
         running = [camera for camera in self.cameras if not camera.done]

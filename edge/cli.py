@@ -124,6 +124,8 @@ def _certificate(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise EdgeError(f'{error.name} is not installed; pip install "facefleet[edge]"') from error
 
+    if "config" in args:
+        return _enroll(args)
     folder: Path = args.folder or certificate.FOLDER
     if "site" in args:
         print(certificate.request(folder, args.site, args.box).decode(), end="")
@@ -133,6 +135,19 @@ def _certificate(args: argparse.Namespace) -> int:
     except OSError as error:
         raise EdgeError(f"{args.file} cannot be read ({error.strerror})") from error
     print(certificate.accept(folder, chain))
+    return EXIT_OK
+
+
+def _enroll(args: argparse.Namespace) -> int:
+    from edge.box.enrollment import enroll
+    from edge.box.logs import set_up
+    from edge.config import load_box
+
+    set_up(logging.INFO)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    print(enroll(load_box(args.config), stop=stop), flush=True)
     return EXIT_OK
 
 
@@ -213,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     request.add_argument("box")
     accept = actions.add_parser("accept", help="take what `facefleet-bridge ca enroll` or `renew` made")
     accept.add_argument("file", help="a file, or - for standard input")
+    enroll = actions.add_parser("enroll", help="at a first boot: turn the claim that came with the card into both")
+    enroll.add_argument("config", type=Path, help="the box's YAML, for its broker")
     for action in (request, accept):
         action.add_argument("--folder", type=Path, help="of key and certificate (default /var/lib/facefleet/tls)")
 

@@ -4,6 +4,8 @@ An unknown key is an error, because it is a typo. Paths are relative to the conf
 written here.
 """
 
+import os
+import stat
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +24,9 @@ from edge.wire import ID
 
 SENSITIVE = ("race", "emotion")  # heads that stay off until the site writes down why they are on
 DEFAULT_HEADS = ("age", "gender")
+OWN_TLS = "tls"  # in the state folder: what a box got when it was enrolled (`edge.box.certificate`)
+OWN_KEY, OWN_CERTIFICATE, OWN_CA = "box.key", "box.pem", "ca.pem"
+OWN_KEY_CREDENTIALS = ("box.key", "box.plain.key")  # as systemd hands it over: it was encrypted at rest, or not
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models_int8"
 
@@ -163,13 +168,21 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Files for an encrypted connection; `cert` and `key` only where the broker wants a client certificate."""
+    """Files for an encrypted connection, or `own`: those that this box got when it was enrolled.
 
-    ca: str
+    `cert` and `key` only where the broker wants a client certificate.
+    """
+
+    ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    own: Annotated[bool, Meta(description="key and certificate from this box's enrolment")] = False
 
     def __post_init__(self) -> None:
+        if self.own and (self.ca or self.cert or self.key):
+            raise KeyMistake("own", "true beside ca, cert or key", "either `own: true` or files")
+        if not self.own and self.ca is None:
+            raise KeyMistake("ca", "missing", "the file of the broker's authority, or `own: true` for an enrolled box")
         if (self.cert is None) != (self.key is None):
             missing = "cert" if self.cert is None else "key"
             raise KeyMistake(missing, "missing", "cert and key together, or neither")
@@ -254,6 +267,14 @@ class Box(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise KeyMistake("database", repr(self.database), "a UUID; `facefleet-bridge migrate` prints it") from None
 
 
+class TlsFiles(msgspec.Struct, frozen=True):
+    """Where the files of an encrypted connection lie."""
+
+    ca: Path
+    cert: Path | None = None
+    key: Path | None = None
+
+
 class LoadedConfig(msgspec.Struct, frozen=True):
     """A box's config with the folder its relative paths start from and the digest that names this very text."""
 
@@ -281,6 +302,29 @@ class LoadedConfig(msgspec.Struct, frozen=True):
         """Return the folders that named secrets may lie in, besides systemd's."""
         return ((self.base / (self.box.credentials_dir or "credentials")).resolve(),)
 
+    @property
+    def has_own_tls(self) -> bool:
+        """Tell whether this box goes to the broker with what it got when it was enrolled."""
+        return self.box.mqtt.tls is not None and self.box.mqtt.tls.own
+
+    @property
+    def own_tls_dir(self) -> Path:
+        """Return where an enrolled box keeps its certificate."""
+        return self.state_dir / OWN_TLS
+
+    def tls_files(self) -> TlsFiles | None:
+        """Return the files of the broker connection, None where it is not encrypted."""
+        tls, folder = self.box.mqtt.tls, self.own_tls_dir
+        if tls is None:
+            return None
+        if not tls.own:
+            assert tls.ca is not None, "the struct asks for it"
+            cert, key = (self.base / name if name else None for name in (tls.cert, tls.key))
+            return TlsFiles(self.base / tls.ca, cert, key)
+        given = Path(os.environ.get("CREDENTIALS_DIRECTORY") or folder)  # the unit's LoadCredential= of both kinds
+        key = next((given / name for name in OWN_KEY_CREDENTIALS if (given / name).is_file()), folder / OWN_KEY)
+        return TlsFiles(folder / OWN_CA, folder / OWN_CERTIFICATE, key)
+
     def secret(self, credential: Credential | None, whose: str) -> str | None:
         """Return a named secret, None where none is named.
 
@@ -305,6 +349,25 @@ def _without_credentials(address: str) -> str:
     """Return an address that may be printed: what stands before its last @, and any query, is left out."""
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def refuse_open_key(path: Path) -> None:
+    """Refuse a private key that others than its owner may read; one that is not there is somebody else's to find.
+
+    Raises:
+        ConfigError: its mode is open.
+    """
+    if path.parent == Path(os.environ.get("CREDENTIALS_DIRECTORY", "/")):
+        return  # systemd guards it, with an access list that a mode does not show
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(
+            f'{path} has mode {mode:04o} and can be read by others, expected 0600; run "chmod 600 {path}", and enroll '
+            "this box anew if you do not know who has read it"
+        )
 
 
 def load_box(path: Path) -> LoadedConfig:

@@ -118,13 +118,13 @@ def _camera(config: LoadedConfig, index: int) -> str:
 
 
 def _broker(config: LoadedConfig) -> str:
-    mqtt = config.box.mqtt
+    mqtt, tls = config.box.mqtt, config.tls_files()
     address = f"{mqtt.host}:{mqtt.port}"
     try:
         with socket.create_connection((mqtt.host, mqtt.port), BROKER_S) as raw:
-            if mqtt.tls is None:
+            if tls is None:
                 return f"{address} answers"
-            context = ssl.create_default_context(cafile=str(config.base / mqtt.tls.ca))
+            context = ssl.create_default_context(cafile=str(tls.ca))
             with context.wrap_socket(raw, server_hostname=mqtt.host) as secure:
                 return f"{address} answers, {secure.version()}"
     except OSError as error:

@@ -63,6 +63,10 @@ def look_at(config_path: Path, skip: Iterable[str]) -> list[str]:
         except EdgeError as error:
             wrong.append(f"camera {camera.id}: {error}")
     try:
+        if config.has_own_tls:
+            from edge.box.certificate import require
+
+            require(config)
         publisher_settings(config, 1)
         load_models(config, log=lambda _: None)
     except EdgeError as error:

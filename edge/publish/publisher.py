@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 
 from edge.box.facts import boot_id, machine_id
-from edge.config import LoadedConfig
+from edge.config import LoadedConfig, refuse_open_key
 from edge.link import Link, LinkSettings, Message, Will
 from edge.publish.delivery import Delivery, DeliverySettings
 from edge.publish.outbox import Outbox
@@ -391,10 +391,12 @@ def publisher_settings(config: LoadedConfig, stream: int) -> PublisherSettings:
     """Return the settings of a box from its config.
 
     Raises:
-        ConfigError: the broker's password is nowhere to be found.
+        ConfigError: the broker's password is nowhere to be found, or others may read the key.
     """
     box, mqtt = config.box, config.box.mqtt
-    tls = mqtt.tls
+    tls = config.tls_files()
+    if tls is not None and tls.key is not None:
+        refuse_open_key(tls.key)
     link = LinkSettings(
         host=mqtt.host,
         client_id="",
@@ -402,9 +404,9 @@ def publisher_settings(config: LoadedConfig, stream: int) -> PublisherSettings:
         protocol=mqtt.protocol,
         user=mqtt.user,
         password=config.secret(mqtt.password, "mqtt.password"),
-        ca=config.base / tls.ca if tls else None,
-        cert=config.base / tls.cert if tls and tls.cert else None,
-        key=config.base / tls.key if tls and tls.key else None,
+        ca=tls.ca if tls else None,
+        cert=tls.cert if tls else None,
+        key=tls.key if tls else None,
         keep_alive_s=mqtt.keep_alive_s,
     )
     try:

@@ -102,7 +102,8 @@ def test_only_what_ends_soon_is_renewed_for_the_key_it_has(tmp_path: Path) -> No
     made = Authority.make(tmp_path / "ca", ["localhost"], 8883, tmp_path / "broker", NOW)
     keys = {}
     for name, days in (("munich/old-1", 20.0), ("munich/young-1", 300.0)):
-        request = certificate.request(tmp_path / name, *name.split("/"))
+        site, box = name.split("/")
+        request = certificate.request(tmp_path / name, site, box)
         made.enroll(parse_name(name), request, NOW, days)
         keys[name] = x509.load_pem_x509_csr(request).public_key()
     later = NOW + timedelta(days=5)

@@ -45,6 +45,7 @@ def test_junk_is_refused_with_what_was_expected(tmp_path: Path, junk: bytes) -> 
 
 def test_a_damaged_key_is_named(tmp_path: Path) -> None:
     (tmp_path / "box.key").write_text("half a k")
+    (tmp_path / "box.key").chmod(0o600)
     with pytest.raises(EdgeError, match=r"box\.key is damaged; remove it, and enroll this box again"):
         certificate.request(tmp_path, "munich", "lobby-1")
 
