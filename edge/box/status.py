@@ -31,7 +31,11 @@ class CameraStatus(msgspec.Struct, frozen=True):
 
 
 class BoxStatus(msgspec.Struct, frozen=True):
-    """One process of a box. `fed_at_s` is when the watchdog was last fed; `health` is what was last published."""
+    """One process of a box.
+
+    `fed_at_s` is when the watchdog was last fed, `health` what was last published, `program` the folder of the program
+    that runs (`edge.install.program`).
+    """
 
     pid: int
     boot: str
@@ -42,6 +46,7 @@ class BoxStatus(msgspec.Struct, frozen=True):
     publisher: str
     cameras: dict[str, CameraStatus]
     health: Health | None = None
+    program: str = ""
 
 
 def boottime_s() -> float:

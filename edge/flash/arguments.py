@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path("/var/lib/facefleet")
+PROGRAMS = Path("/opt/facefleet")
 
 Verb = Callable[[argparse.Namespace], int]
 Add = Callable[[str, Verb, str, str], argparse.ArgumentParser]
@@ -23,13 +24,15 @@ def _bundle(add: Add) -> None:
         "bundle", _late("bundle"), "Build, show or verify a bundle: one signed file for one box.", "build lobby.yaml"
     )
     bundle.add_argument("action", choices=("build", "show", "verify"))
-    bundle.add_argument("file", type=Path, help="build: the box's YAML; show, verify: the bundle")
+    bundle.add_argument("file", type=Path, help="build: the box's YAML, or wheels; show, verify: the bundle")
     bundle.add_argument("-o", "--out", type=Path, help="where to write it (default: beside the YAML, .ffbundle)")
     bundle.add_argument("--counter", type=int, help="default: seconds of the clock, and more than this key's last")
     bundle.add_argument(
         "--trust", type=Path, action="append", default=[], metavar="PUB",
         help="keys the box believes after this bundle, and no others: how a signing key is rotated",
     )  # fmt: skip
+    bundle.add_argument("--for", dest="addressee", default="", metavar="SITE/BOX", help="wheels for one box only")
+    _software(bundle)
     _key(bundle)
 
 
@@ -48,7 +51,7 @@ def _flash(add: Add) -> None:
         "Exit codes: 0 done, 1 refused or failed, 2 the config is wrong, 3 rolled back.",
         "config/lobby.yaml root@lobby-1",
     )
-    flash.add_argument("config", type=Path, help="the box's YAML")
+    flash.add_argument("config", type=Path, help="the box's YAML; with --software a wheel or a folder of them")
     flash.add_argument("target", help="a mounted card's root folder, or user@host")
     flash.add_argument("-y", "--yes", action="store_true", help="do not ask")
     flash.add_argument("--dry-run", action="store_true", help="say what would change, and stop")
@@ -57,6 +60,7 @@ def _flash(add: Add) -> None:
     )
     flash.add_argument("--ssh", default="", metavar="COMMAND", help='such as "ssh -p 2222 -i key"')
     flash.add_argument("--remote", default="facefleet-edge", metavar="COMMAND", help='such as "sudo facefleet-edge"')
+    _software(flash)
     _key(flash)
     _root(flash)
     _terms(flash)
@@ -75,10 +79,16 @@ def _apply(add: Add) -> None:
     what.add_argument("--spool", action="store_true", help="all bundles in the spool folder, which is empty afterwards")
     what.add_argument("--recover", action="store_true", help="finish what a power cut left; before the service starts")
     what.add_argument("--status", action="store_true", help="print as JSON what runs here and how it fares")
+    apply.add_argument("--software", action="store_true", help="what comes with --stdin is a program")
     apply.add_argument("--json", action="store_true", help="one line of JSON a step")
     apply.add_argument("--unit", default="facefleet-edge.service", help="what is restarted (default %(default)s)")
     _root(apply)
     _terms(apply)
+
+
+def _software(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--software", action="store_true", help="bring the program itself up to date, from wheels")
+    parser.add_argument("--downgrade", action="store_true", help="boxes with a newer program shall take it too")
 
 
 def _key(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +98,7 @@ def _key(parser: argparse.ArgumentParser) -> None:
 
 def _root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="state folder on the box (default %(default)s)")
+    parser.add_argument("--programs", type=Path, default=PROGRAMS, help="folder of its programs (default %(default)s)")
 
 
 def _terms(parser: argparse.ArgumentParser) -> None:

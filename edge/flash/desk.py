@@ -22,6 +22,17 @@ from edge.flash.signing import encode_public, load_private, load_public
 from edge.flash.slots import SUFFIX, FlashState, Identity, Result, write_durably
 
 
+class SeenProgram(msgspec.Struct, frozen=True):
+    """The program of a target; `packages` are versions by canonical name, without manifest it was not flashed."""
+
+    slot: str
+    packages: dict[str, str]
+    manifest: Manifest | None = None
+    state: FlashState = FlashState()
+    result: Result | None = None
+    free_bytes: int = 0
+
+
 class Seen(msgspec.Struct, frozen=True):
     """What a target says about itself before anything is sent; secrets stay where they are."""
 
@@ -33,6 +44,7 @@ class Seen(msgspec.Struct, frozen=True):
     status: BoxStatus | None = None
     trusted: tuple[str, ...] = ()
     free_bytes: int = 0
+    software: SeenProgram | None = None
 
 
 @dataclass(frozen=True)
@@ -75,18 +87,28 @@ def build(
         EdgeError: key or models are not usable.
     """
     config = load_box(config_path)
-    key = load_private(key_path)
+    load_private(key_path)  # before models are read
     contents = gather(config)
     manifest = Manifest(
         site=config.box.site,
         box=config.box.box,
         device_class=device_class,
-        counter=counter or _next_counter(key_path),
+        counter=counter or next_counter(key_path),
         files=tuple(describe(path, source) for path, source in contents.files.items()),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now_text(),
         software=version("facefleet"),
         trust=tuple(encode_public(load_public(path)) for path in trust),
     )
+    return signed(manifest, contents, out, key_path)
+
+
+def signed(manifest: Manifest, contents: Contents, out: Path, key_path: Path) -> Made:
+    """Write a bundle, and note its counter beside the key.
+
+    Raises:
+        FlashError: the key is not usable, the manifest breaks a limit, or it cannot be written.
+    """
+    key = load_private(key_path)
     try:
         head = write_bundle(out, manifest, contents.files, key)
         write_durably(_counter_file(key_path), f"{max(manifest.counter, _last_counter(key_path))}\n".encode())
@@ -126,7 +148,13 @@ def difference(seen: Seen, made: Made) -> list[str]:
     return lines
 
 
-def _next_counter(key_path: Path) -> int:
+def now_text() -> str:
+    """Return the time as a manifest has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def next_counter(key_path: Path) -> int:
+    """Return the counter of a key's next bundle, of either kind: the clock's seconds, but always more than the last."""
     return max(int(time.time()), _last_counter(key_path) + 1)
 
 

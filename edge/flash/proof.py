@@ -22,7 +22,9 @@ class Terms:
     every_s: float = 1.0
 
 
-def complaints(before: BoxStatus | None, now: BoxStatus | None, digest: str, now_s: float) -> list[str]:
+def complaints(
+    before: BoxStatus | None, now: BoxStatus | None, digest: str, now_s: float, program: str = ""
+) -> list[str]:
     """Return what is wrong with a freshly flashed box.
 
     Args:
@@ -30,11 +32,14 @@ def complaints(before: BoxStatus | None, now: BoxStatus | None, digest: str, now
         now: what it says, None when it says nothing.
         digest: of the config it should run.
         now_s: CLOCK_BOOTTIME.
+        program: it should run; "" where that does not change.
     """
     if now is None:
         return ["the service says nothing about its health"]
     if now.config_digest != digest:
         return [f"the service runs config {now.config_digest}, not {digest}"]
+    if program and now.program != program:
+        return [f"the service runs program {now.program or 'of another kind'}, not {program}"]
     if now_s - now.at_s > STALE_S:
         return [f"the service has not said anything for {now_s - now.at_s:.0f} s"]
     wrong = []
@@ -62,6 +67,7 @@ def prove(
     digest: str,
     terms: Terms,
     *,
+    program: str = "",
     say: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     sleep: Callable[[float], None] = time.sleep,
@@ -76,7 +82,7 @@ def prove(
     process = said = ""
     while True:
         now_s, now = clock(), look()
-        wrong = complaints(before, now, digest, now_s)
+        wrong = complaints(before, now, digest, now_s, program)
         if now is not None and now.config_digest == digest and (before is None or now.nonce != before.nonce):
             if process and now.nonce != process:
                 return "the service ended and was started again by itself: " + (said or "it crashed while being proven")

@@ -27,22 +27,33 @@ class Service(Protocol):
 
 
 class Systemd:
-    """The unit of an installed box."""
+    """The unit of an installed box.
 
-    def __init__(self, unit: str = UNIT) -> None:
-        self.unit = unit
+    Args:
+        unit: its name.
+        reload: read the units anew first: they come with the program (`edge.install.system`).
+    """
+
+    def __init__(self, unit: str = UNIT, *, reload: bool = False) -> None:
+        self.unit, self._reload = unit, reload
 
     def restart(self) -> None:
         """Restart the unit; with Type=notify this returns when it is ready."""
+        self._read_units()
         self._systemctl("restart", self.unit)
 
     def restart_if_running(self) -> None:
         """Queue a restart of a running unit."""
+        self._read_units()
         self._systemctl("--no-block", "try-restart", self.unit)
 
     def stop(self) -> None:
         """Stop the unit."""
         self._systemctl("stop", self.unit)
+
+    def _read_units(self) -> None:
+        if self._reload:
+            self._systemctl("daemon-reload")
 
     def _systemctl(self, *words: str) -> None:
         command = ["systemctl", *words]

@@ -1,4 +1,4 @@
-"""Check a staged slot with the code the service runs, in a process of its own and as the service's user.
+"""Check a config with the code that would run it, in a process of its own and as the service's user.
 
 A runtime that crashes on a model then takes this process along, not the updater; memory comes back; compiled models
 land in the service's own cache, so that its restart is short.
@@ -8,7 +8,7 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from grp import getgrnam
 from pathlib import Path
@@ -20,18 +20,19 @@ CHECK_S = 600.0
 DEVICE_GROUPS = ("video", "render")  # as in the unit
 
 
-def check_slot(folder: Path, skip: Iterable[str], owner: tuple[int, int]) -> None:
+def check_slot(folder: Path, skip: Iterable[str], owner: tuple[int, int], python: Sequence[str] = ()) -> None:
     """Run `look_at` on a slot in a process of its own.
 
     Args:
         folder: the slot.
         skip: cameras that the running service holds, or that were lost before: the proof judges them.
         owner: user and group of the service.
+        python: of the program that does it, of this one by default. How it is called here must fit every version of it.
 
     Raises:
         FlashError: something in it would not work; the message says all that was found.
     """
-    command = [sys.executable, "-m", "edge.flash.slot_check", str(folder / "config.yaml"), *skip]
+    command = [*(python or (sys.executable,)), "-m", "edge.flash.slot_check", str(folder / "config.yaml"), *skip]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=CHECK_S, check=False, **_identity(*owner)

@@ -127,12 +127,12 @@ class Slots:
     @property
     def current_slot(self) -> str:
         """Return the name of the slot the service runs, "" when there is none."""
-        return _target(self.current)
+        return target(self.current)
 
     @property
     def previous_slot(self) -> str:
         """Return the name of the slot before the current one, "" when there is none."""
-        return _target(self.previous)
+        return target(self.previous)
 
     def folder(self, slot: str) -> Path:
         """Return the folder of a slot."""
@@ -145,7 +145,7 @@ class Slots:
         slot = self.current_slot
         try:
             key = (self.folder(slot) / "manifest.sig").read_text().split()[0]
-            return FlashState(slot=slot, counters={key: int(slot)})
+            return FlashState(slot=slot, counters={key: int(slot.rpartition("-")[2])})
         except (OSError, ValueError, IndexError):
             return FlashState(slot=slot)
 
@@ -183,11 +183,11 @@ class Slots:
 
     def point_current(self, slot: str) -> None:
         """Swap `current` to a slot in one rename, or take it away where "" is meant; durable on return."""
-        _swap(self.current, slot)
+        swap(self.current, slot)
 
     def point_previous(self, slot: str) -> None:
         """Swap `previous` likewise."""
-        _swap(self.previous, slot)
+        swap(self.previous, slot)
 
     def new_folder(self, slot: str) -> Path:
         """Return an empty `slots/<slot>.new`."""
@@ -202,9 +202,13 @@ class Slots:
         os.rename(self.slots / f"{slot}.new", self.folder(slot))
         sync_folder(self.slots)
 
+    def kept(self) -> set[str]:
+        """Name the slots that `tidy` leaves."""
+        return {self.current_slot, self.previous_slot, self.state().slot, self.state().trial}
+
     def tidy(self) -> None:
         """Remove every slot that is neither current, previous nor known as good."""
-        keep = {self.current_slot, self.previous_slot, self.state().slot, self.state().trial}
+        keep = self.kept()
         for folder in list(self.slots.iterdir()):
             if folder.name not in keep:
                 remove(folder)
@@ -257,7 +261,8 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
-def _swap(link: Path, slot: str) -> None:
+def swap(link: Path, slot: str) -> None:
+    """Let a link beside `slots/` lead to a slot, in one rename, or take it away for ""; durable on return."""
     if not slot:
         link.unlink(missing_ok=True)
     else:
@@ -268,7 +273,8 @@ def _swap(link: Path, slot: str) -> None:
     sync_folder(link.parent)
 
 
-def _target(link: Path) -> str:
+def target(link: Path) -> str:
+    """Return the name of the slot that a link leads to, "" when there is none."""
     try:
         return Path(os.readlink(link)).name
     except OSError:

@@ -4,16 +4,24 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from edge.errors import FlashError
-from edge.flash.slots import SUFFIX, BusyError, Result
+from edge.flash.archive import read_head
+from edge.flash.manifest import Kind
+from edge.flash.signing import load_trust
+from edge.flash.slots import SUFFIX, BusyError, Result, Slots
 from edge.flash.updater import Parcel, Updater
 
 log = logging.getLogger(__name__)
 
 
-def take_spool(updater: Updater) -> Iterator[tuple[str, Result | FlashError]]:
+def take_spool(updater: Updater, software: Updater | None = None) -> Iterator[tuple[str, Result | FlashError]]:
     """Apply every `*.ffbundle` of the spool in order of name, and remove it whatever came of it.
+
+    Args:
+        updater: takes configs, and refuses what it cannot understand.
+        software: takes programs.
 
     Whoever puts one there writes it under another name and renames it.
     """
@@ -24,7 +32,9 @@ def take_spool(updater: Updater) -> Iterator[tuple[str, Result | FlashError]]:
             with os.fdopen(descriptor, "rb") as bundle:
                 if not stat.S_ISREG(os.fstat(bundle.fileno()).st_mode):
                     raise FlashError(f"{path} is no plain file")
-                yield path.name, updater.apply(Parcel(bundle, {}))
+                brings = kind_of(bundle, updater.slots)
+                taker = software if software is not None and brings == "software" else updater
+                yield path.name, taker.apply(Parcel(bundle, {}))
         except BusyError as error:
             yield path.name, error
             return  # it stays for the next time
@@ -34,3 +44,13 @@ def take_spool(updater: Updater) -> Iterator[tuple[str, Result | FlashError]]:
         except OSError as error:
             yield path.name, FlashError(f"{path} cannot be read ({error.strerror})")
         path.unlink(missing_ok=True)
+
+
+def kind_of(bundle: BinaryIO, slots: Slots) -> Kind:
+    """Return what a bundle brings, as far as its signature is trusted; the stream stands at its beginning again."""
+    try:
+        return read_head(bundle, load_trust(slots.trust)).manifest.kind
+    except FlashError:
+        return "config"  # whose updater says what is wrong with it
+    finally:
+        bundle.seek(0)

@@ -16,7 +16,8 @@ from edge.box.status import read_status
 from edge.config import load_box
 from edge.errors import EdgeError, FlashError
 from edge.flash.archive import CHUNK_BYTES, damaged
-from edge.flash.desk import Made, Seen
+from edge.flash.arguments import PROGRAMS
+from edge.flash.desk import Made, Seen, SeenProgram
 from edge.flash.manifest import CONFIG, read_manifest
 from edge.flash.parcel import Said, write_header
 from edge.flash.proof import Terms, report
@@ -50,7 +51,15 @@ class Target(Protocol):
         """
 
 
-def open_target(text: str, *, root: Path = ROOT, ssh: str = "", remote: str = "facefleet-edge", terms: Terms) -> Target:
+def open_target(
+    text: str,
+    *,
+    root: Path = ROOT,
+    programs: Path = PROGRAMS,
+    ssh: str = "",
+    remote: str = "facefleet-edge",
+    terms: Terms,
+) -> Target:
     """Return the target a user named: `user@host`, or a directory.
 
     Raises:
@@ -61,12 +70,12 @@ def open_target(text: str, *, root: Path = ROOT, ssh: str = "", remote: str = "f
     if "/" not in text and ("@" in text or ssh):
         if text.startswith("-"):
             raise FlashError(f"target {text!r} looks like an option; name user@host")
-        return SshTarget(text, root, shlex.split(ssh or "ssh"), shlex.split(remote), terms)
+        return SshTarget(text, root, shlex.split(ssh or "ssh"), shlex.split(remote), terms, programs)
     raise FlashError(f"target {text!r} is neither a folder here nor user@host; is the card mounted?")
 
 
-def look_at(slots: Slots) -> Seen:
-    """Say what a state root holds."""
+def look_at(slots: Slots, software: SeenProgram | None = None) -> Seen:
+    """Say what a state root holds; `software` is the program beside it."""
     try:
         config = load_box(slots.current / CONFIG)
         manifest = read_manifest((slots.current / "manifest.json").read_bytes())
@@ -82,6 +91,7 @@ def look_at(slots: Slots) -> Seen:
         status=status,
         trusted=tuple(load_trust(slots.trust)),
         free_bytes=slots.free_bytes() if slots.root.is_dir() else 0,
+        software=software,
     )
 
 
@@ -121,10 +131,19 @@ class SshTarget:
         ssh: the command and options.
         remote: how to call facefleet-edge there, such as `sudo facefleet-edge`.
         terms: of the proof.
+        programs: folder of the box's programs.
     """
 
-    def __init__(self, host: str, root: Path, ssh: Sequence[str], remote: Sequence[str], terms: Terms) -> None:
-        self.host, self.root, self.terms = host, root, terms
+    def __init__(
+        self,
+        host: str,
+        root: Path,
+        ssh: Sequence[str],
+        remote: Sequence[str],
+        terms: Terms,
+        programs: Path = PROGRAMS,
+    ) -> None:
+        self.host, self.root, self.terms, self.programs = host, root, terms, programs
         ours = shlex.split(SSH)[1:]
         self._ssh = [*ssh, *ours, "--", host]
         self._remote = list(remote)
@@ -133,7 +152,7 @@ class SshTarget:
     def look(self) -> Seen:
         """Ask the box what it runs."""
         seen = self._look()
-        self._result_before = seen.result
+        self._result_before = seen.result  # of configs and programs alike
         return seen
 
     def _look(self) -> Seen:
@@ -149,8 +168,9 @@ class SshTarget:
 
     def send(self, made: Made, adopt: str, progress: Progress, say: Say) -> tuple[Result, str]:
         """Send everything, follow the box's steps, return its verdict and health report."""
+        kind = ["--software"] if made.head.manifest.kind == "software" else []
         command = self._command(
-            "--stdin", "--json", "--start", f"{self.terms.start_s:g}", "--hold", f"{self.terms.hold_s:g}"
+            "--stdin", *kind, "--json", "--start", f"{self.terms.start_s:g}", "--hold", f"{self.terms.hold_s:g}"
         )
         errors: list[bytes] = []
         with subprocess.Popen(
@@ -188,7 +208,8 @@ class SshTarget:
                 seen = self._look()
             except FlashError:
                 continue
-            if seen.result is not None and seen.result != self._result_before and seen.state.phase == "settled":
+            settled = all(it.state.phase == "settled" for it in (seen, seen.software) if it is not None)
+            if seen.result is not None and seen.result != self._result_before and settled:
                 return seen.result, report(seen.status)
         raise FlashError(
             f"{self.host} did not come back; it goes back to its old config by itself if need be. Ask it later: "
@@ -196,7 +217,9 @@ class SshTarget:
         )
 
     def _command(self, *words: str) -> list[str]:
-        return [*self._ssh, shlex.join([*self._remote, "apply", "--root", str(self.root), *words])]
+        # Said only where they are not where they belong: an older box does not know the word.
+        programs = [] if self.programs == PROGRAMS else ["--programs", str(self.programs)]
+        return [*self._ssh, shlex.join([*self._remote, "apply", "--root", str(self.root), *programs, *words])]
 
     def _failed(self, code: int, said: str) -> FlashError:
         """Translate how ssh or the remote shell failed; nothing was changed."""

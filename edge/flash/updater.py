@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -27,7 +27,7 @@ from edge.box.status import BoxStatus, boottime_s, read_status
 from edge.config import LoadedConfig, load_box
 from edge.errors import ConfigError, EdgeError, FlashError
 from edge.flash.archive import Head, damaged, read_head, unpack
-from edge.flash.manifest import ANY_CLASS, CONFIG, Manifest, read_manifest
+from edge.flash.manifest import ANY_CLASS, CONFIG, Kind, Manifest, counter_of, read_manifest
 from edge.flash.portable import slot_secrets
 from edge.flash.proof import STALE_S, Terms, prove
 from edge.flash.service import Service
@@ -48,6 +48,7 @@ class Step(StrEnum):
     ADOPT = "adopt"
     STAGE = "stage"
     SECRETS = "secrets"
+    BUILD = "build"
     SEAL = "seal"
     CHECK = "check"
     TRIAL = "trial"
@@ -57,6 +58,7 @@ class Step(StrEnum):
     COMMIT = "commit"
     PREVIOUS = "previous"
     TRUST = "trust"
+    PROVEN = "proven"
     TIDY = "tidy"
     REPORT = "report"
     BACK = "back"
@@ -77,7 +79,7 @@ class Parcel:
 
 @dataclass
 class Updater:
-    """Takes parcels for one state root.
+    """Takes parcels for one state root: configs here, the program itself in `edge.flash.software`.
 
     Args:
         slots: the root.
@@ -95,6 +97,12 @@ class Updater:
     at: Callable[[Step, str], None] = lambda _step, _what: None
     progress: Callable[[int], None] = lambda _: None
     offered: int = 0  # the counter of the parcel at hand, once its signature fits
+    kind: ClassVar[Kind] = "config"
+
+    @property
+    def box(self) -> Slots:
+        """Return the state root of the box: whom it trusts, who it is, which config it runs."""
+        return self.slots
 
     def apply(self, parcel: Parcel) -> Result:
         """Take a parcel.
@@ -135,15 +143,13 @@ class Updater:
 
     def _apply(self, parcel: Parcel) -> Result:
         head = self._verified(parcel)
-        manifest, slot = head.manifest, str(head.manifest.counter)
+        manifest, slot = head.manifest, head.manifest.slot
         state = self.slots.state()
         if slot == state.slot:
             return self._unchanged(head)
         self._stage(head, slot, parcel)
         before = self._running()
-        if self.check is not None:
-            self.at(Step.CHECK, slot)
-            self.check(self.slots.folder(slot), self._not_to_probe(slot, before), self.slots.owner)
+        self._try(slot, before)
         self.at(Step.TRIAL, slot)
         self.slots.write_state(msgspec.structs.replace(state, phase="trial", trial=slot))
         self.at(Step.SWAP, slot)
@@ -162,7 +168,7 @@ class Updater:
 
     def _verified(self, parcel: Parcel) -> Head:
         """Verify signature, addressee, age and size; nothing is changed yet, except that a new box learns its name."""
-        trusted, identity = load_trust(self.slots.trust), self.slots.identity()
+        trusted, identity = load_trust(self.box.trust), self.box.identity()
         first = identity is None and not trusted and parcel.adopt is not None
         if first and parcel.adopt is not None:
             trusted = {key_id(parcel.adopt): parcel.adopt}
@@ -170,10 +176,12 @@ class Updater:
         manifest, self.offered = head.manifest, head.manifest.counter
         if identity is None:
             identity = Identity(manifest.site, manifest.box, parcel.device_class)
-        if (manifest.site, manifest.box) != (identity.site, identity.box):
+        if manifest.kind != self.kind:
+            raise FlashError(f"bundle brings a {manifest.kind}, expected a {self.kind}; flash it as what it is")
+        if manifest.box and (manifest.site, manifest.box) != (identity.site, identity.box):
             raise FlashError(
-                f"bundle is for {manifest.site}/{manifest.box}, this box is {identity.site}/{identity.box}; "
-                "flash the config of this box"
+                f"bundle is for {manifest.addressee}, this box is {identity.site}/{identity.box}; "
+                f"flash the {self.kind} of this box"
             )
         classes = {manifest.device_class, identity.device_class} - {ANY_CLASS}
         if len(classes) > 1:
@@ -183,27 +191,27 @@ class Updater:
                 f"bundle has counter {manifest.counter}, this box has taken {least} already: a downgrade is refused; "
                 "build the old config anew to go back to it"
             )
-        need, free = manifest.total_bytes + SPARE_BYTES, self.slots.free_bytes()
+        need, free = manifest.needed_bytes + SPARE_BYTES, self.slots.free_bytes()
         if free < need:
             raise FlashError(
                 f"{self.slots.root} has {free >> 20} MB free, {-(-need >> 20)} MB are needed "
-                f"({manifest.total_bytes >> 20} MB of bundle and {SPARE_BYTES >> 20} MB to spare); make room"
+                f"({manifest.needed_bytes >> 20} MB of bundle and {SPARE_BYTES >> 20} MB to spare); make room"
             )
         for name in manifest.trust:
             decode_public(name)
-        if self.slots.identity() is None:
+        if self.box.identity() is None:
             self.at(Step.ADOPT, f"{identity.site}/{identity.box}")
             write_trust(self.slots.trust, trusted.values())
             self.slots.write_identity(identity)
         return head
 
     def _unchanged(self, head: Head) -> Result:
-        found = self.manifest(head.manifest.counter)
+        found = self.manifest(head.manifest.slot)
         if found != head.manifest:
             raise FlashError(
                 f"counter {head.manifest.counter} is taken by another bundle that runs here; build it again"
             )
-        return self._report("unchanged", head.manifest.counter, str(head.manifest.counter), "it runs already")
+        return self._report("unchanged", head.manifest.counter, head.manifest.slot, "it runs already")
 
     def _stage(self, head: Head, slot: str, parcel: Parcel) -> None:
         self.slots.tidy()
@@ -212,11 +220,21 @@ class Updater:
         write_new(folder / "manifest.json", head.signed)
         write_new(folder / "manifest.sig", f"{head.key_id} {head.signature.hex()}\n".encode())
         unpack(head, parcel.bundle, folder, progress=self.progress, at=lambda name: self.at(Step.STAGE, name))
-        self.at(Step.SECRETS, slot)
-        self._store_secrets(folder, self._understood(folder / CONFIG, head.manifest), parcel.secrets)
+        self._complete(folder, head.manifest, parcel)
         sync_tree(folder)
         self.at(Step.SEAL, slot)
         self.slots.seal(slot)
+
+    def _complete(self, folder: Path, manifest: Manifest, parcel: Parcel) -> None:
+        """Bring what was unpacked into the form in which it is used."""
+        self.at(Step.SECRETS, manifest.slot)
+        self._store_secrets(folder, self._understood(folder / CONFIG, manifest), parcel.secrets)
+
+    def _try(self, slot: str, before: BoxStatus | None) -> None:
+        """Look at a sealed slot before anything depends on it."""
+        if self.check is not None:
+            self.at(Step.CHECK, slot)
+            self.check(self.slots.folder(slot), self._not_to_probe(slot, before), self.slots.owner)
 
     @staticmethod
     def _understood(path: Path, manifest: Manifest) -> LoadedConfig:
@@ -256,7 +274,7 @@ class Updater:
         """Restart and watch; return why it is no good, "" when it is."""
         if self.service is None:
             return ""
-        config = load_box(self.slots.folder(slot) / CONFIG)
+        config = load_box(self._config_with(slot))
         try:
             self.at(Step.RESTART, slot)
             self.service.restart()
@@ -266,12 +284,21 @@ class Updater:
                 before,
                 config.digest,
                 self.terms,
+                program=self._program_with(slot),
                 say=lambda text: self.at(Step.PROVE, text),
             )
         except FlashError as error:
             return str(error)
         except KeyboardInterrupt:
-            return "the updater was told to end before the new config had proven itself"
+            return f"the updater was told to end before the new {self.kind} had proven itself"
+
+    def _config_with(self, slot: str) -> Path:
+        """Return the config that the service runs with a slot."""
+        return self.slots.folder(slot) / CONFIG
+
+    def _program_with(self, _slot: str) -> str:
+        """Return the program that the service runs with a slot; "" for whichever it is."""
+        return ""
 
     # -- backwards ---------------------------------------------------------------------------------------------------
 
@@ -295,12 +322,12 @@ class Updater:
         elif self.service is not None:
             self.service.restart_if_running()
         with self._best_effort("how it ended"):
-            self._report("rolled_back", int(state.trial or 0), state.slot, reason)
+            self._report("rolled_back", counter_of(state.trial), state.slot, reason)
         with self._best_effort("that it went back"):
             self.at(Step.SETTLE, state.slot)
             self.slots.write_state(FlashState(slot=state.slot, counters=state.counters))
             self._finish()
-        return _result("rolled_back", int(state.trial or 0), state.slot, reason)
+        return _result("rolled_back", counter_of(state.trial), state.slot, reason)
 
     @contextmanager
     def _best_effort(self, what: str) -> Iterator[None]:
@@ -322,8 +349,10 @@ class Updater:
             self.slots.point_current(state.trial)
             self.slots.write_state(FlashState(slot=state.trial, counters=state.counters))
             self._finish()
-            return self._report("committed", int(state.trial), state.trial, "interrupted; nothing older is here")
-        reason = state.reason or "the power went, or the updater was killed, before the new config had proven itself"
+            return self._report("committed", counter_of(state.trial), state.trial, "interrupted; nothing older is here")
+        reason = (
+            state.reason or f"the power went, or the updater was killed, before the new {self.kind} had proven itself"
+        )
         log.warning("an update to %s was interrupted; going back to %s", state.trial, state.slot)
         return self._roll_back(msgspec.structs.replace(state, phase="rolling_back", reason=reason), restart=False)
 
@@ -338,9 +367,9 @@ class Updater:
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
-    def manifest(self, counter: int | None = None) -> Manifest | None:
-        """Return the manifest of a slot, of the current one unless a counter is given."""
-        slot = self.slots.current_slot if counter is None else str(counter)
+    def manifest(self, slot: str = "") -> Manifest | None:
+        """Return the manifest of a slot, of the current one unless one is named."""
+        slot = slot or self.slots.current_slot
         try:
             return self._read_manifest(slot) if slot else None
         except (FlashError, OSError):
@@ -357,7 +386,7 @@ class Updater:
 
     def _current_config(self) -> LoadedConfig | None:
         try:
-            return load_box(self.slots.current / CONFIG)
+            return load_box(self.box.current / CONFIG)
         except EdgeError:
             return None
 
@@ -374,8 +403,9 @@ class Updater:
         result = _result(outcome, counter, slot, reason)
         log.log(
             logging.INFO if outcome in ("committed", "unchanged") else logging.ERROR,
-            "flash %s: counter %d%s",
+            "flash %s: %s %d%s",
             outcome,
+            "counter" if self.kind == "config" else f"program in {slot}, counter",
             counter,
             f": {reason}" if reason else "",
             extra={"EVENT": f"flash_{outcome}"},

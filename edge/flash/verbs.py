@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from edge.box.logs import set_up
 from edge.errors import EdgeError, FlashError
-from edge.flash import desk, signing
+from edge.flash import desk, signing, wheelhouse
 from edge.flash.archive import check_files, read_head
 from edge.flash.manifest import Manifest
 from edge.flash.parcel import Said, read_parcel
@@ -26,9 +26,11 @@ from edge.flash.proof import Terms, report
 from edge.flash.service import Systemd
 from edge.flash.slot_check import check_slot
 from edge.flash.slots import Result, Slots
-from edge.flash.spool import take_spool
+from edge.flash.software import SoftwareUpdater, look_at_programs, try_program
+from edge.flash.spool import kind_of, take_spool
 from edge.flash.targets import CardTarget, look_at, open_target
 from edge.flash.updater import Parcel, Step, Updater
+from edge.install.program import Programs
 
 EXIT_OK, EXIT_FAILURE, EXIT_ROLLED_BACK = 0, 1, 3
 JOURNAL = Path("/dev/log")
@@ -50,7 +52,7 @@ def bundle(args: argparse.Namespace) -> int:
     key: Path = args.key or signing.default_key()
     if args.action == "build":
         out: Path = args.out or args.file.with_suffix(".ffbundle")
-        made = desk.build(args.file, out, key, counter=args.counter, device_class=args.device_class, trust=args.trust)
+        made = _built(args, out, key)
         print(f"{out}: {_described(made.head.manifest)}, {made.head.bytes} bytes, signed by {made.head.key_id}")
         if made.contents.wanted:
             print(f"the box needs these credentials beside it: {', '.join(sorted(made.contents.wanted))}")
@@ -70,16 +72,46 @@ def bundle(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _built(args: argparse.Namespace, out: Path, key: Path) -> desk.Made:
+    if args.software:
+        return wheelhouse.build(
+            args.file,
+            out,
+            key,
+            counter=args.counter,
+            device_class=args.device_class,
+            addressee=args.addressee,
+            downgrade=args.downgrade,
+        )
+    if args.addressee or args.downgrade:
+        raise FlashError("--for and --downgrade belong to --software; a config says itself for which box it is")
+    return desk.build(args.file, out, key, counter=args.counter, device_class=args.device_class, trust=args.trust)
+
+
 def flash(args: argparse.Namespace) -> int:
     """Show what would change, ask, send, and end with the target's own word."""
     key: Path = args.key or signing.default_key()
     terms = Terms(start_s=args.start, hold_s=args.hold)
-    with desk.built(args.config, key, args.device_class) as made:
-        target = open_target(args.target, root=args.root, ssh=args.ssh, remote=args.remote, terms=terms)
+    if args.software and args.wait is not None:
+        raise FlashError("--wait belongs to a card; a program is proven before the command ends")
+    if args.downgrade and not args.software:
+        raise FlashError("--downgrade belongs to --software; an old config is flashed like any other")
+    with (
+        wheelhouse.built(args.config, key, args.device_class, args.downgrade)
+        if args.software
+        else desk.built(args.config, key, args.device_class)
+    ) as made:
+        target = open_target(
+            args.target, root=args.root, programs=args.programs, ssh=args.ssh, remote=args.remote, terms=terms
+        )
+        if args.software and isinstance(target, CardTarget):
+            raise FlashError(
+                f'{args.target} is a card: write its program with "facefleet-edge install WHEELS --root {args.target}"'
+            )
         seen = target.look()
         manifest, card = made.head.manifest, isinstance(target, CardTarget)
         print(f"{args.target}: {_occupant(seen)}\nto flash: {_described(manifest)}")
-        changes = desk.difference(seen, made)
+        changes = (wheelhouse if args.software else desk).difference(seen, made)
         if not changes:
             print("nothing would change; nothing is sent")
             return EXIT_OK
@@ -96,7 +128,7 @@ def flash(args: argparse.Namespace) -> int:
             result, said = target.send(made, adopt, progress, say)
         print(said)
         print(_verdict(args.target, result))
-        digest = sha256(made.config.encode()).hexdigest()[:12]
+        digest = "" if args.software else sha256(made.config.encode()).hexdigest()[:12]
     if args.wait is not None and result.outcome in ("committed", "unchanged"):
         from edge.flash.birth import wait_for_birth
 
@@ -108,33 +140,49 @@ def flash(args: argparse.Namespace) -> int:
 
 def apply(args: argparse.Namespace) -> int:
     """Take a bundle on the box: from a file, from SSH, from the spool; or finish an interrupted update."""
-    slots = Slots(args.root)
+    slots, programs = Slots(args.root), Programs(args.programs)
     if args.status:
-        sys.stdout.buffer.write(msgspec.json.encode(look_at(slots)) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(look_at(slots, look_at_programs(programs))) + b"\n")
         return EXIT_OK
     set_up(logging.INFO)
     _also_to_the_journal()
     _end_in_order()
     say = _Speaker(args.json)
-    updater = Updater(slots, Systemd(args.unit), check_slot, Terms(args.start, args.hold), at=say.step)
+    terms = Terms(args.start, args.hold)
+    updater = Updater(slots, Systemd(args.unit), check_slot, terms, at=say.step)
+    software = SoftwareUpdater(
+        programs, Systemd(args.unit, reload=True), None, terms, at=say.step, state=slots, try_out=try_program
+    )
     try:
         if args.recover:
-            recovered = updater.recover()
-            return say.end(recovered, "") if recovered else EXIT_OK
+            return max(_recovered(one, say) for one in (software, updater))
+        software.recover()
         if args.spool:
-            taken = list(take_spool(updater))
+            taken = list(take_spool(updater, software))
             for name, came in taken:
                 print(f"{name}: {came if isinstance(came, FlashError) else _verdict(name, came)}")
             return max((EXIT_FAILURE if isinstance(c, FlashError) else _code(c) for _, c in taken), default=EXIT_OK)
         if args.stdin:
-            return say.end(updater.apply(read_parcel(sys.stdin.buffer)), report(look_at(slots).status))
+            taker = software if args.software else updater
+            return say.end(taker.apply(read_parcel(sys.stdin.buffer)), report(look_at(slots).status))
         with _opened(args.file) as stream:
-            return say.end(updater.apply(Parcel(stream, {})), report(look_at(slots).status))
+            taker = software if kind_of(stream, slots) == "software" else updater
+            return say.end(taker.apply(Parcel(stream, {})), report(look_at(slots).status))
     except EdgeError as error:
         if not args.json:
             raise
         say.line(Said(error=str(error)))
         return EXIT_FAILURE
+
+
+def _recovered(updater: Updater, say: "_Speaker") -> int:
+    """Recover one kind of thing; that it fails must not keep the other from it."""
+    try:
+        result = updater.recover()
+    except EdgeError as error:
+        say.line(Said(step="recover", what=str(error)))
+        return EXIT_FAILURE
+    return say.end(result, "") if result else EXIT_OK
 
 
 class _Speaker:
@@ -222,6 +270,9 @@ def _agreed() -> bool:
 
 
 def _described(manifest: Manifest) -> str:
+    if manifest.kind == "software":
+        what = f"facefleet {manifest.version} in {len(manifest.files)} wheels"
+        return f"{what} for {manifest.addressee}, counter {manifest.counter}, for {manifest.device_class} boxes"
     who = f"{manifest.site}/{manifest.box}, counter {manifest.counter}, for {manifest.device_class} boxes"
     return f"{who}, models {', '.join(manifest.models) or 'none'}"
 
@@ -230,7 +281,8 @@ def _occupant(seen: desk.Seen) -> str:
     if seen.identity is None:
         return "nothing flashed yet; it will take on this box's name and trust your key"
     at = seen.manifest.counter if seen.manifest else "none"
-    return f"{seen.identity.site}/{seen.identity.box} ({seen.identity.device_class}), counter {at}"
+    program = f", program {seen.software.slot}" if seen.software else ""
+    return f"{seen.identity.site}/{seen.identity.box} ({seen.identity.device_class}), counter {at}{program}"
 
 
 def _verdict(name: str, result: Result) -> str:

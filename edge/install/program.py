@@ -1,9 +1,16 @@
 """The program as a folder of its own: a virtual environment filled from wheels, without network.
 
-    /opt/facefleet/<version>-<digest>/    bin/  lib/pythonX.Y/site-packages/  pyvenv.cfg
-    /opt/facefleet/current -> <version>-<digest>
+    /opt/facefleet/
+      slots/<version>-<digest>/  put there by `install`; by `flash --software`: <version>-<counter>, with manifest.json
+        bin/  lib/pythonX.Y/site-packages/  pyvenv.cfg
+        systemd -> lib/…         its units
+      current -> slots/…         what the service runs
+      proven -> slots/…          what has proven itself: it recovers, updates, and is what people call
+      previous -> slots/…        the one before
+      flash.json, result.json, flash.lock   as for configs (`edge.flash.slots`)
 
 A version never changes once it is there; the next one is built beside it, and `current` is swapped in one rename.
+`proven` follows when the new one has proven itself, so that a program that does not even start can be taken back.
 """
 
 import os
@@ -11,17 +18,69 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 from edge.errors import EdgeError
-from edge.flash.slots import remove
+from edge.flash.slots import FlashState, Slots, swap, target
 
 HOME = Path("opt/facefleet")
 SHARE = Path("share/facefleet/systemd")
 COMMANDS = {"edge": ("facefleet-edge",), "bridge": ("facefleet-bridge", "facefleet-edge")}
 MODULES = {"facefleet-edge": "edge.cli", "facefleet-bridge": "bridge.cli"}
 PIP_S = 1800.0
+
+Fill = Callable[[Path], None]
+
+
+class Programs(Slots):
+    """The folder of all versions; it belongs to root, and holds neither keys nor an inbox."""
+
+    def __init__(self, root: Path = Path("/") / HOME) -> None:
+        super().__init__(root)
+        self.proven = root / "proven"
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        Raises:
+            FlashError: the root cannot be written.
+        """
+        try:
+            for folder in (self.root, self.slots):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    @property
+    def proven_slot(self) -> str:
+        """Return the name of the slot that recovers the others, "" when there is none."""
+        return target(self.proven)
+
+    def point_proven(self, slot: str) -> None:
+        """Swap `proven` likewise; what it leads to is believed to start."""
+        swap(self.proven, slot)
+
+    def kept(self) -> set[str]:
+        """Name the slots that `tidy` leaves."""
+        return super().kept() | {self.proven_slot}
+
+    def packages(self, slot: str) -> Path:
+        """Return the site-packages folder of a slot."""
+        return packages(self.folder(slot))
+
+
+def packages(folder: Path) -> Path:
+    """Return the site-packages folder of a program.
+
+    Raises:
+        EdgeError: there is none.
+    """
+    found = list(folder.glob("lib/python3.*/site-packages"))
+    if len(found) != 1:
+        raise EdgeError(f"{folder} holds {len(found)} lib/python3.X/site-packages, expected one: no program of ours")
+    return found[0]
 
 
 def build(root: Path, wheels: Path, role: str) -> str:
@@ -39,51 +98,71 @@ def build(root: Path, wheels: Path, role: str) -> str:
         EdgeError: a wheel is missing or unfit, or the system has no Python of its own.
     """
     wheel, name = _wheel(wheels), _name(wheels, role)
-    folder = root / HOME / name
-    if folder.is_dir():
+    programs = Programs(root / HOME)
+    if programs.folder(name).is_dir():
         return name
     python = _python(root)
-    aside = root / HOME / f"{name}.new"
-    try:
-        remove(aside)
-        (aside / "bin").mkdir(parents=True)
-        packages = aside / "lib" / python.name / "site-packages"
-        packages.mkdir(parents=True)
+
+    def fill(packages: Path) -> None:
         _pip(wheels, packages, f"facefleet[{role}] @ {wheel.resolve().as_uri()}", python)
         shutil.rmtree(packages / "bin", ignore_errors=True)  # they begin with our Python, not the box's
-        (aside / "pyvenv.cfg").write_text(f"home = {python.parent}\ninclude-system-site-packages = false\n")
-        (aside / "bin/python").symlink_to(python)
-        for command in COMMANDS[role]:
-            _command(aside / "bin" / command, f"/{HOME}/{name}/bin/python", MODULES[command])
-        os.rename(aside, folder)
+
+    try:
+        programs.slots.mkdir(parents=True, exist_ok=True)
+        assemble(programs.new_folder(name), Path("/") / HOME / "slots" / name, python, role, fill)
+        os.sync()
+        programs.seal(name)
     except OSError as error:
         raise EdgeError(f"{root / HOME} cannot be written ({error.strerror}); are you root, is there room?") from error
     return name
 
 
+def assemble(folder: Path, home: Path, python: Path, role: str, fill: Fill) -> None:
+    """Make a program in an empty folder.
+
+    Args:
+        folder: where it is made.
+        home: where it will lie, as the system it is for sees it.
+        python: the interpreter of that system, named after its version.
+        role: "edge" or "bridge".
+        fill: puts the packages into site-packages.
+
+    Raises:
+        EdgeError: the packages hold no units.
+    """
+    (folder / "bin").mkdir()
+    into = folder / "lib" / python.name / "site-packages"
+    into.mkdir(parents=True)
+    fill(into)
+    if not (into / SHARE).is_dir():
+        raise EdgeError(f"the facefleet wheel holds no units ({SHARE}): is it from this project?")
+    (folder / "systemd").symlink_to((into / SHARE).relative_to(folder))
+    (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\ninclude-system-site-packages = false\n")
+    (folder / "bin/python").symlink_to(python)
+    for command in COMMANDS[role]:
+        _command(folder / "bin" / command, f"{home}/bin/python", MODULES[command])
+
+
 def units(root: Path, name: str) -> Path:
     """Return the folder of the units that came with a program."""
-    found = list((root / HOME / name).glob(f"lib/*/site-packages/{SHARE}"))
-    if not found:
-        raise EdgeError(f"{root / HOME / name} holds no units: is the facefleet wheel from this project?")
-    return found[0]
+    return Programs(root / HOME).folder(name) / "systemd"
 
 
 def make_current(root: Path, name: str) -> None:
-    """Swap `current`; the one before stays, older ones go."""
-    home = root / HOME
-    link, before = home / "current", _target(home / "current")
-    aside = home / ".current.new"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(name)
-    os.replace(aside, link)
-    for folder in home.iterdir():
-        if folder.is_dir() and not folder.is_symlink() and folder.name not in (name, before):
-            remove(folder)
+    """Swap `current`, believing the new one; the one before stays, older ones go.
 
-
-def _target(link: Path) -> str:
-    return os.readlink(link) if link.is_symlink() else ""
+    Raises:
+        EdgeError: an update is at work.
+    """
+    programs = Programs(root / HOME)
+    with programs.locked():
+        before, counters = programs.current_slot, programs.state().counters
+        programs.point_current(name)
+        programs.write_state(FlashState(slot=name, counters=counters))
+        programs.point_proven(name)
+        if before not in ("", name):
+            programs.point_previous(before)
+        programs.tidy()
 
 
 def _wheel(wheels: Path) -> Path:

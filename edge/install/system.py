@@ -1,7 +1,8 @@
 """`facefleet-edge install` and `uninstall`: what goes where, and a record of it, so that all of it can go again.
 
 /opt/facefleet/…                       the program (`program.py`), and installed.json, the record
-/usr/local/lib/systemd/system/         units; /usr/local/lib/{sysusers,tmpfiles}.d/facefleet.conf
+/usr/local/lib/systemd/system/         links to the units of the program, which come and go with it
+/usr/local/lib/{sysusers,tmpfiles}.d/  facefleet.conf
 /etc/systemd/system/*.wants/           links that start them at boot
 /usr/local/bin/facefleet-edge          for people
 /var/lib/facefleet/                    the box's state; kept by `uninstall` unless it is empty, or told otherwise
@@ -27,6 +28,7 @@ ROLES = {
     "edge": ("facefleet-edge.service", "facefleet-recover.service", "facefleet-spool.path", "facefleet-spool.service"),
     "bridge": ("facefleet-bridge.service",),
 }
+SERVED = ("facefleet-edge.service", "facefleet-bridge.service")  # by `current`; the others by what has proven itself
 STARTED = ("facefleet-edge.service", "facefleet-bridge.service", "facefleet-spool.path")
 BACKOFF_SINCE = 254  # RestartSteps=
 
@@ -66,7 +68,7 @@ def install(root: Path, wheels: Path, role: str, say: Say) -> None:
         if (there := systemd_version(root)) and there >= BACKOFF_SINCE:
             made.file(UNITS / f"facefleet-{role}.service.d/backoff.conf", (source / "backoff.conf").read_bytes())
         for command in program.COMMANDS[role]:
-            made.link(Path("usr/local/bin") / command, f"/{program.HOME}/current/bin/{command}")
+            made.link(Path("usr/local/bin") / command, f"/{program.HOME}/proven/bin/{command}")
         program.make_current(root, name)
         record = Record(role, name, tuple(made.files), tuple(made.folders), accounts)
         if before is not None:
@@ -146,8 +148,9 @@ class _Maker:
         self.files.append(str(path))
 
     def unit(self, source: Path) -> str:
-        """Put a unit in place and enable it if it says by whom it is wanted; return its name then, else ""."""
-        self.file(UNITS / source.name, source.read_bytes())
+        """Link a unit into place and enable it if it says by whom it is wanted; return its name then, else ""."""
+        of = "current" if source.name in SERVED else "proven"
+        self.link(UNITS / source.name, f"/{program.HOME}/{of}/systemd/{source.name}")
         wanted = [
             line.partition("=")[2].split() for line in source.read_text().splitlines() if line.startswith("WantedBy=")
         ]

@@ -10,6 +10,7 @@ import pytest
 
 from edge.cli import main
 from edge.errors import EdgeError
+from edge.flash.slots import FlashState
 from edge.install import program, system, users
 from tests import wheelhouse
 
@@ -65,12 +66,15 @@ def test_a_bridge_is_installed_without_a_network_and_leaves_nothing_behind(
 ) -> None:
     before = tree(root)
     assert main(["install", str(wheels), "--bridge", "--root", str(root)]) == 0
-    assert os.readlink(root / "usr/local/bin/facefleet-bridge") == "/opt/facefleet/current/bin/facefleet-bridge"
+    assert os.readlink(root / "usr/local/bin/facefleet-bridge") == "/opt/facefleet/proven/bin/facefleet-bridge"
     name = os.readlink(root / "opt/facefleet/current")
+    assert os.readlink(root / "opt/facefleet/proven") == name
     command = (root / "opt/facefleet" / name / "bin/facefleet-bridge").read_text()
     assert command.startswith(f"#!/opt/facefleet/{name}/bin/python -sE\n")
     wanted = root / "etc/systemd/system/multi-user.target.wants/facefleet-bridge.service"
-    assert (root / os.readlink(wanted).lstrip("/")).is_file()
+    unit = os.readlink(root / os.readlink(wanted).lstrip("/"))
+    assert unit == "/opt/facefleet/current/systemd/facefleet-bridge.service", "the unit comes and goes with the program"
+    assert (root / unit.lstrip("/")).is_file()
     assert not list((root / "usr/local").rglob("backoff.conf")), "systemd 252 does not know RestartSteps="
 
     # The program itself, run with this Python in the place of the card's.
@@ -150,9 +154,12 @@ def test_a_newer_systemd_backs_off(root: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_version_before_stays_and_older_ones_go(root: Path) -> None:
     for name in ("1", "2", "3"):
-        (root / program.HOME / name).mkdir(parents=True)
+        (root / program.HOME / "slots" / name).mkdir(parents=True)
         program.make_current(root, name)
-    assert sorted(p.name for p in (root / program.HOME).iterdir()) == ["2", "3", "current"]
+    programs = program.Programs(root / program.HOME)
+    assert sorted(p.name for p in programs.slots.iterdir()) == ["2", "3"]
+    assert (programs.current_slot, programs.proven_slot, programs.previous_slot) == ("3", "3", "2")
+    assert programs.state() == FlashState(slot="3"), "a recovery does not take it for somebody's doing by hand"
 
 
 def test_a_user_that_was_there_is_not_removed(root: Path) -> None:

@@ -19,15 +19,14 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path: Path) -> None:
     shutil.copytree(SYSTEM, tmp_path / "usr/lib/systemd/system", symlinks=True)
     installed = tmp_path / "etc/systemd/system"
     installed.mkdir(parents=True)
-    programs = tmp_path / "opt/facefleet/current/bin"
-    programs.mkdir(parents=True)
     (tmp_path / "bin").mkdir()
+    programs = ["current/bin/facefleet-edge", "current/bin/facefleet-bridge", "proven/bin/facefleet-edge"]
     for program in (
-        programs / "facefleet-edge",
-        programs / "facefleet-bridge",
+        *(tmp_path / "opt/facefleet" / name for name in programs),
         tmp_path / "bin/sh",
         tmp_path / "bin/sleep",
     ):
+        program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")
         program.chmod(0o755)
     units = [shutil.copy(unit, installed) for unit in sorted(UNITS.glob("*.service")) + sorted(UNITS.glob("*.path"))]
