@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -223,6 +224,7 @@ class Box:
             publisher=self.publisher.status,
             cameras={c.name: CameraStatus(c.state, c.frames, c.inferred, _error(c)) for c in self.cameras},
             health=self.last_health,
+            program=Path(sys.prefix).name,
         )
 
     def _health_bytes(self) -> bytes:
