@@ -123,7 +123,7 @@ def show_letter(options: argparse.Namespace) -> int:
 
 
 def replay_letter(options: argparse.Namespace) -> int:
-    """Write a message that was refused as a whole once more."""
+    """Write a message, or a single event, once more."""
     print(dead_letters.replay(_dsn(options), options.id))
     return OK
 
@@ -301,14 +301,14 @@ def _parser() -> argparse.ArgumentParser:
         "Messages and events that the bridge could not write lie in the table dead_letters with their raw bytes.\n\n"
         "  facefleet-bridge dead-letters list config/bridge.yaml\n"
         "  facefleet-bridge dead-letters show 17 config/bridge.yaml\n"
-        "  facefleet-bridge dead-letters replay 17 config/bridge.yaml    a message refused as a whole, once its\n"
-        "                                                                cause is mended: a box now registered",
+        "  facefleet-bridge dead-letters replay 17 config/bridge.yaml    once its cause is mended: a box that is now\n"
+        "                                                                registered, a bridge that knows the event",
     )
     actions = sub.add_subparsers(required=True, metavar="ACTION")
     for name, function, help_ in (
         ("list", list_letters, "the newest, one a line"),
         ("show", show_letter, "one of them, with its content"),
-        ("replay", replay_letter, "write a message once more"),
+        ("replay", replay_letter, "write a message or an event once more"),
     ):
         action = actions.add_parser(name, help=help_, description=f"Dead letters: {help_}.", allow_abbrev=False)
         action.set_defaults(verb=function)

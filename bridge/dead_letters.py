@@ -1,4 +1,4 @@
-"""What could not be written, for an operator: list it, read it, write a whole message once more. Driven by cli.py."""
+"""What could not be written, for an operator: list it, read it, write it once more. Driven by cli.py."""
 
 import json
 from contextlib import closing
@@ -10,7 +10,9 @@ import psycopg
 from psycopg.rows import class_row
 
 from bridge.batches import Incoming
+from bridge.connection import Connection
 from bridge.errors import BridgeError
+from bridge.ranges import Coverage
 from bridge.store import Store
 from edge.wire import WireError, decode_batch, inflate, parse_topic
 
@@ -82,33 +84,64 @@ def find(dsn: str, letter_id: int) -> DeadLetter:
 
 
 def replay(dsn: str, letter_id: int) -> str:
-    """Write a message once more that was refused as a whole; it leaves the table if that works. Return what happened.
-
-    A single event's number is covered (P17), so writing it again would change nothing: it is refused here.
+    """Write a message or a single event once more; it leaves the table if that works. Return what happened.
 
     Raises:
-        BridgeError: it is an event, or is refused again.
+        BridgeError: it is refused again, or its key belongs to another row.
     """
     letter = find(dsn, letter_id)
-    if letter.seq is not None:
-        raise BridgeError(
-            f"dead letter {letter_id} is a single event, whose number counts as covered: its key is taken and it "
-            "cannot be written again; what it said is in its content (show)"
-        )
     try:
         site, box, kind = parse_topic(letter.topic)
         if kind != "events":
             raise WireError(f"it is {kind}, expected events")
     except WireError as error:
         raise BridgeError(f"dead letter {letter_id} cannot be written again: {error}") from error
-    with closing(Store(dsn, registry="strict")) as store:  # replaying registers nobody
-        written = store.write([Incoming(site, box, letter.raw, letter.topic, datetime.now(UTC))])
-    if written.dead_letters or written.unknown_vocabulary:
-        why = "its vocabulary is unknown" if written.unknown_vocabulary else find(dsn, letter_id).error
-        raise BridgeError(f"dead letter {letter_id} is refused again: {why}")
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("DELETE FROM facefleet.dead_letters WHERE dead_letter_id = %s", (letter_id,))
-    return f"written: {written.inserted} events new, {written.duplicates} known, {written.quarantined} in quarantine"
+    if letter.reason == "conflict":
+        raise BridgeError(
+            f"dead letter {letter_id} is a conflict: a row with its key and other content came first and stands (P11); "
+            "what it said is in its content (show)"
+        )
+    message = Incoming(site, box, letter.raw, letter.topic, datetime.now(UTC))
+    with closing(Store(dsn, registry="strict")) as store, store.transaction() as connection:  # registers nobody
+        if letter.stream is not None and letter.seq is not None:
+            _uncover(connection, letter.stream, letter.seq)
+        # Only now, after the stream: a bridge locks in this order.
+        if not connection.execute(
+            "SELECT FROM dead_letters WHERE dead_letter_id = %s FOR UPDATE", (letter_id,)
+        ).fetchall():
+            raise BridgeError(f"dead letter {letter_id} has just been written by somebody else")
+        written = store.write([message])
+        if written.dead_letters or written.unknown_vocabulary:
+            why = "its vocabulary is unknown" if written.unknown_vocabulary else _why(connection, letter)
+            raise BridgeError(f"dead letter {letter_id} is refused again: {why}")  # and nothing of this happened
+        connection.execute("DELETE FROM dead_letters WHERE dead_letter_id = %s", (letter_id,))
+    return (
+        f"written: {written.inserted} events new, {written.duplicates} known, {written.quarantined} in quarantine, "
+        f"{written.erased} of an erased time"
+    )
+
+
+def _uncover(connection: Connection, stream: int, seq: int) -> None:
+    """Make the number of a dead-lettered event new again, for this transaction, which covers it once more (P17).
+
+    No row can have its key: it was covered when it was dead-lettered, and whatever came after was no longer new.
+    """
+    row = connection.execute("SELECT upto, ranges FROM streams WHERE stream = %s FOR UPDATE", (stream,)).fetchone()
+    if row is not None:
+        left = Coverage.from_flat(*row).without(seq)
+        connection.execute(
+            "UPDATE streams SET upto = %s, ranges = %s WHERE stream = %s", (left.upto, list(left.flat()), stream)
+        )
+
+
+def _why(connection: Connection, letter: DeadLetter) -> str:
+    """Return what the transaction that is about to fail says of a letter; the newest word counts."""
+    row = connection.execute(
+        "SELECT error FROM dead_letters WHERE topic = %s AND stream IS NOT DISTINCT FROM %s "
+        "AND seq IS NOT DISTINCT FROM %s ORDER BY last_at DESC, dead_letter_id DESC LIMIT 1",
+        (letter.topic, letter.stream, letter.seq),
+    ).fetchone()
+    return letter.error if row is None else str(row[0])
 
 
 def _read(dsn: str, sql: str, value: int) -> list[DeadLetter]:

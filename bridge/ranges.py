@@ -59,3 +59,10 @@ class Coverage:
         if joined:
             first, last = min(first, joined[0][0]), max(last, joined[-1][1])
         return Coverage(self.upto, (*self.above[:low], (first, last), *self.above[high:]))
+
+    def without(self, seq: int) -> "Coverage":
+        """Return the coverage with one number taken out."""
+        runs = [(1, self.upto), *self.above]
+        cut = [part for low, high in runs for part in ((low, min(high, seq - 1)), (max(low, seq + 1), high))]
+        kept = tuple((low, high) for low, high in cut if low <= high)
+        return Coverage(kept[0][1], kept[1:]) if kept and kept[0][0] == 1 else Coverage(0, kept)

@@ -24,7 +24,7 @@ from edge.wire import BoxState, Covered, WireError, topic
 
 __all__ = ["Incoming", "Store", "Written"]
 
-RECENT_STREAMS = 64  # of one box, acknowledged when it is born; with fewer the ack is complete (P23)
+RECENT_STREAMS = 8_000  # of one box, acknowledged when it is born; with fewer the ack is complete (P23)
 CONNECT_TIMEOUT_S = 5
 # Everything here goes by key from a small temporary table, which has no statistics: left to itself the planner takes
 # it for hundreds of rows and hashes whole partitions (5,000 events a transaction were four times slower).
@@ -110,11 +110,18 @@ class Store:
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT t.stream, t.upto, t.ranges FROM streams t JOIN boxes b USING (box_id) "
-                "JOIN sites s USING (site_id) WHERE s.name = %s AND b.name = %s "
+                "JOIN sites s USING (site_id) WHERE s.name = %s AND b.name = %s AND (t.upto > 0 OR t.ranges <> '{}') "
                 "ORDER BY t.last_at DESC, t.stream LIMIT %s",
                 (site, box, RECENT_STREAMS),
             ).fetchall()
         return tuple(Covered(stream, upto, tuple(ranges)) for stream, upto, ranges in rows)
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """Begin what later calls take part in: all of it happens, or, when it is left by an exception, none.
+
+        Then throw the store away: it remembers what did not happen.
+        """
+        return self._transaction()
 
     def database_uuid(self) -> UUID:
         """Return who this database is to the boxes (P18)."""

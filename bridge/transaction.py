@@ -163,7 +163,10 @@ class Transaction:
             self._connection.execute(
                 sql.NEW_STREAMS, {"streams": list(new), "boxes": list(new.values()), "now": self._now}
             )
-        rows = self._connection.execute(sql.LOCK_STREAMS, (list(wanted),))
+        rows = self._connection.execute(sql.LOCK_STREAMS, (list(wanted),)).fetchall()
+        if len(rows) < len(wanted) and self._known_streams:  # one was forgotten after the retention
+            self._known_streams.clear()
+            return self._lock(batches)
         return {
             stream: Stream(box_id, Coverage.from_flat(upto, ranges), superseded, first_at, erased)
             for stream, box_id, upto, ranges, superseded, first_at, erased in rows

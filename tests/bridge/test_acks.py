@@ -43,10 +43,10 @@ def test_newest_word_on_a_stream_counts_and_other_streams_stay() -> None:
 
 def test_box_with_countless_streams_gets_a_bounded_ack() -> None:
     book = AckBook()
-    book.note(BOX, [Covered(stream, 1) for stream in range(1, 1000)])
+    book.note(BOX, [Covered(stream, 1) for stream in range(1, MOST_STREAMS + 100)])
     ((_, covered),) = book.due(0.0)
     assert len(covered) == MOST_STREAMS
-    assert covered[-1].stream == 999
+    assert covered[-1].stream == MOST_STREAMS + 99
 
 
 def test_nothing_to_say_is_no_ack() -> None:
@@ -64,5 +64,5 @@ def test_p23_ack_is_complete_until_it_was_said_or_had_to_leave_a_stream_out() ->
     book.said(BOX, 0.0)
     book.note(BOX, [Covered(8, 2)])
     assert not book.is_complete(BOX)
-    book.note(BOX, [Covered(stream, 1) for stream in range(1, 1000)], complete=True)
+    book.note(BOX, [Covered(stream, 1) for stream in range(1, MOST_STREAMS + 100)], complete=True)
     assert not book.is_complete(BOX)

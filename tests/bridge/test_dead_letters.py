@@ -2,14 +2,17 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import psycopg
 import pytest
 
+from bridge import batches
 from bridge.cli import main
 from bridge.dead_letters import newest
 from bridge.store import Incoming, Store
-from edge.wire import encode_batch
+from edge.wire import Presence, encode_batch
 from tests.bridge.box import replace_vocabulary, visits
+from tests.bridge.events import query, rollups
 
 TOPIC = "facefleet/1/lab/b1/events"
 
@@ -66,16 +69,64 @@ def test_what_is_still_refused_stays_in_the_table(dsn: str, capsys: pytest.Captu
     assert count(dsn, "dead_letters") == 1
 
 
-def test_single_event_is_not_written_again_because_its_key_is_taken(
+def execute(dsn: str, statement: str) -> None:
+    with psycopg.connect(dsn, options="-c search_path=facefleet") as connection:
+        connection.execute(statement.encode())
+
+
+def test_single_event_whose_cause_is_mended_is_written_once_and_its_visit_counted(
     dsn: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    payload = encode_batch(replace_vocabulary(visits(7, 1, 3)))
+    execute(dsn, "ALTER TABLE visits ADD CONSTRAINT mistake CHECK (seq <> 2)")
+    write(dsn, payload)
+    (letter,) = newest(dsn, 10)
+    assert (letter.reason, letter.stream, letter.seq, count(dsn, "visits")) == ("refused", 7, 2, 2)
+    before = rollups(dsn)
+
+    assert main(["dead-letters", "replay", str(letter.id), "--dsn", dsn]) == 1
+    assert 'refused again: new row for relation "visits' in capsys.readouterr().err
+    assert [(one.id, one.times) for one in newest(dsn, 10)] == [(letter.id, 1)], "what failed has changed nothing"
+    assert rollups(dsn) == before
+    assert query(dsn, "SELECT upto, ranges FROM streams") == [{"upto": 3, "ranges": []}]
+
+    execute(dsn, "ALTER TABLE visits DROP CONSTRAINT mistake")
+    assert main(["dead-letters", "replay", str(letter.id), "--dsn", dsn]) == 0
+    assert "1 events new, 0 known" in capsys.readouterr().out
+    assert main(["dead-letters", "replay", str(letter.id), "--dsn", dsn]) == 1
+    assert f"no dead letter {letter.id}" in capsys.readouterr().err
+    write(dsn, payload)  # the box, which has not heard the ack
+    assert (count(dsn, "visits"), count(dsn, "dead_letters")) == (3, 0)
+    assert sum(row["visits"] for row in query(dsn, "SELECT visits FROM rollup_days")) == 3
+    assert query(dsn, "SELECT upto, ranges FROM streams") == [{"upto": 3, "ranges": []}]
+
+
+def test_event_of_a_newer_box_is_written_once_the_bridge_knows_its_kind(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = visits(7, 1, 3)
+    with monkeypatch.context() as older:
+        older.setattr(batches, "_event", msgspec.msgpack.Decoder(Presence))
+        raw = msgspec.msgpack.decode(encode_batch(replace_vocabulary(known)))
+        raw[6][1] = [99, 1, 2, 3]
+        write(dsn, msgspec.msgpack.encode(raw))
+    letters = newest(dsn, 10)
+    assert {letter.seq for letter in letters} == {1, 2, 3}
+    for letter in letters:
+        assert main(["dead-letters", "replay", str(letter.id), "--dsn", dsn]) == int(letter.seq == 2)
+    assert [letter.seq for letter in newest(dsn, 10)] == [2], "nobody knows what this one is"
+    assert [row["seq"] for row in query(dsn, "SELECT seq FROM visits ORDER BY 1")] == [1, 3]
+
+
+def test_conflict_is_not_written_because_its_key_has_a_row(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     write(dsn, encode_batch(replace_vocabulary(visits(7, 1, 3, now_ms))))
     write(dsn, encode_batch(replace_vocabulary(visits(7, 1, 3, now_ms + 1))))  # same keys, other times: conflicts
     letters = newest(dsn, 10)
     assert {letter.reason for letter in letters} == {"conflict"}
     assert main(["dead-letters", "replay", str(letters[0].id), "--dsn", dsn]) == 1
-    assert "a single event, whose number counts as covered" in capsys.readouterr().err
+    assert "other content came first and stands" in capsys.readouterr().err
+    assert (count(dsn, "visits"), count(dsn, "dead_letters")) == (3, 3)
 
 
 def test_letter_that_is_not_there_and_missing_dsn_are_told(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,15 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import psycopg
 import pytest
 
+from bridge.partitions import OUTBOX_DAYS
 from bridge.store import Store
-from edge.wire import Ended
-from tests.bridge.events import BASE_MS, NOW, batch, count, ended, message, presence, query, rollups, sent
+from edge.config import OutboxConfig
+from edge.wire import Covered, Ended
+from tests.bridge.events import BASE_MS, NOW, batch, birth, count, ended, message, presence, query, rollups, sent
 
 DAY_MS = 86_400_000
 
@@ -119,3 +122,50 @@ def test_maintenance_beside_a_writer_loses_and_doubles_nothing(dsn: str) -> None
 
 def visit(number: int) -> Ended:
     return ended(number, -number * DAY_MS)
+
+
+def test_stream_is_forgotten_when_no_outbox_can_hold_any_of_it_and_what_comes_late_all_the_same_counts_nowhere(
+    dsn: str,
+) -> None:
+    now = datetime.now(UTC)
+    then = now - timedelta(days=OUTBOX_DAYS + 2)
+    clock = [then]
+    with Store(dsn, clock=lambda: clock[0]) as bridge:
+        late = batch([ended(1), ended(2)], base_ms=int(then.timestamp() * 1000) - 60_000)
+        bridge.write_state("lab", "b1", birth(77), then)
+        assert bridge.write([message(late, received_at=then)]).inserted == 2
+        bridge.write_state("lab", "b1", birth(78), then)
+        assert bridge.covered("lab", "b1") == (Covered(77, 2),), "78 has told of nothing yet"
+        before = rollups(dsn)
+
+        clock[0] = now
+        bridge.maintain(now)
+        assert query(dsn, "SELECT stream FROM streams") == [{"stream": 78}], "the box may still live in it"
+        again = bridge.write([message(late, received_at=now)])  # a box that lay in a drawer
+        assert (again.inserted, again.duplicates, again.quarantined) == (0, 0, 2)
+        assert again.covered == {("lab", "b1"): (Covered(77, 2),)}, "and may forget it now"
+        assert (count(dsn, "visits"), rollups(dsn)["rollup_days"]) == (0, before["rollup_days"])
+
+
+@pytest.mark.parametrize(
+    ("days", "retention_days", "left"),
+    [
+        pytest.param(OUTBOX_DAYS, 90, 1, id="an outbox may hold some of it"),
+        pytest.param(OUTBOX_DAYS + 2, 90, 0, id="none can"),
+        pytest.param(OUTBOX_DAYS + 2, 400, 1, id="its rows are still there"),
+        pytest.param(402, 400, 0, id="they are not"),
+    ],
+)
+def test_stream_outlives_retention_and_every_outbox(dsn: str, days: int, retention_days: int, left: int) -> None:
+    now = datetime.now(UTC)
+    with Store(dsn, retention_days=retention_days) as store:
+        store.write([sent(ended(1))])
+        with psycopg.connect(dsn) as connection:
+            connection.execute("UPDATE facefleet.streams SET last_at = %s", (now - timedelta(days=days),))
+        store.maintain(now)
+        assert count(dsn, "streams") == left
+
+
+def test_no_config_lets_an_outbox_remember_for_longer_than_streams_are_kept() -> None:
+    schema = msgspec.json.schema(OutboxConfig)["$defs"]["OutboxConfig"]
+    assert schema["properties"]["max_days"]["maximum"] == OUTBOX_DAYS

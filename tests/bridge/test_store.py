@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from uuid import UUID
 
 import msgspec
 import psycopg
@@ -15,8 +16,18 @@ from bridge.errors import StoreError
 from bridge.migrate import migrate
 from bridge.ranges import Coverage
 from bridge.sqlstate import Verdict, classify
-from bridge.store import Incoming, Store, Written
-from edge.wire import AnyEvent, Covered, Loss, LossReason, Vocabulary, WireError, encode_batch
+from bridge.store import RECENT_STREAMS, Incoming, Store, Written
+from edge.wire import (
+    MAX_BYTES,
+    AnyEvent,
+    Covered,
+    Loss,
+    LossReason,
+    Vocabulary,
+    WireError,
+    encode_ack,
+    encode_batch,
+)
 from tests.bridge.events import (
     BASE_MS,
     NOW,
@@ -278,6 +289,22 @@ def test_vocabulary_no_registry_should_hold_is_a_dead_letter(store: Store, dsn: 
     bad = msgspec.structs.replace(bad, vocabulary=Vocabulary((name,)))
     assert store.write([message(bad)]).dead_letters == 1
     assert count(dsn, "cameras") == 0
+
+
+def test_p23_every_stream_with_events_is_named_at_a_birth_however_many_there_are(store: Store, dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        store.write([sent(ended(1))])
+        connection.execute(
+            "INSERT INTO facefleet.streams (stream, box_id, upto, ranges, first_at, last_at) "
+            "SELECT n + 1000, 1, CASE WHEN n % 3 = 0 THEN 5 ELSE 0 END, CASE WHEN n % 3 = 1 THEN '{7,9}'::bigint[] "
+            "ELSE '{}' END, now(), now() FROM generate_series(1, 300) n"
+        )
+        connection.commit()
+    covered = {said.stream: said for said in store.covered("lab", "b1")}
+    assert len(covered) == 201 < RECENT_STREAMS, "those that are empty need no word, so the answer is complete"
+    assert covered[1003] == Covered(1003, 5)
+    assert covered[1001] == Covered(1001, 0, (7, 9))
+    assert len(encode_ack(UUID(int=1), tuple(Covered(2**62 + i, 2**31) for i in range(RECENT_STREAMS)))) < MAX_BYTES
 
 
 @pytest.mark.parametrize(
