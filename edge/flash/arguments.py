@@ -61,6 +61,7 @@ def _flash(add: Add) -> None:
     flash.add_argument("--ssh", default="", metavar="COMMAND", help='such as "ssh -p 2222 -i key"')
     flash.add_argument("--remote", default="facefleet-edge", metavar="COMMAND", help='such as "sudo facefleet-edge"')
     _software(flash)
+    _certificate(flash)
     _key(flash)
     _root(flash)
     _terms(flash)
@@ -84,6 +85,21 @@ def _apply(add: Add) -> None:
     apply.add_argument("--unit", default="facefleet-edge.service", help="what is restarted (default %(default)s)")
     _root(apply)
     _terms(apply)
+
+
+def _certificate(parser: argparse.ArgumentParser) -> None:
+    """Four ways to bring a box its certificate; the config says `mqtt: {tls: {own: true}}`."""
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--claim", type=Path, metavar="FILE", help="card: put this claim on it (`facefleet-bridge ca claim`)"
+    )
+    how.add_argument("--ca", type=Path, metavar="DIR", help="SSH: sign the box's request with the authority in DIR")
+    how.add_argument("--csr", type=Path, metavar="FILE", help="SSH: only fetch the box's request into FILE, and stop")
+    how.add_argument("--certificate", type=Path, metavar="FILE", help="SSH: bring what was signed elsewhere")
+    parser.add_argument(
+        "--reader", type=Path, metavar="DIR",
+        help="with --wait: whose certificate to listen with (`facefleet-bridge ca enroll reader:NAME --out DIR`)",
+    )  # fmt: skip
 
 
 def _software(parser: argparse.ArgumentParser) -> None:

@@ -8,28 +8,35 @@ from pathlib import Path
 
 import msgspec
 
-from edge.config import load_box
+from edge.config import TlsFiles, load_box
 from edge.errors import FlashError
 from edge.link import Link, Message
 from edge.publish.publisher import publisher_settings
 from edge.wire import BoxState, topic
 
 
-def wait_for_birth(config_path: Path, digest: str, timeout_s: float) -> BoxState:
+def wait_for_birth(config_path: Path, digest: str, timeout_s: float, reader: Path | None = None) -> BoxState:
     """Return the first birth of a box with this config digest.
 
     Args:
         config_path: the config on the desk, for broker and credentials.
         digest: of the config as it lies on the box.
         timeout_s: how long to wait.
+        reader: folder with the certificate of a reader, for a box whose own is only on the box.
 
     Raises:
         FlashError: none came.
     """
     config = load_box(config_path)
+    files = _reader(reader) if reader else config.tls_files()
     name = topic(config.box.site, config.box.box, "state")
     settings = replace(
-        publisher_settings(config, 1).link, client_id=f"facefleet-flash-{secrets.token_hex(4)}", will=None
+        publisher_settings(config, 1).link,
+        client_id=f"facefleet-flash-{secrets.token_hex(4)}",
+        will=None,
+        ca=files.ca if files else None,
+        cert=files.cert if files else None,
+        key=files.key if files else None,
     )
     heard: queue.SimpleQueue[Message | str] = queue.SimpleQueue()
     link = Link(
@@ -64,3 +71,11 @@ def wait_for_birth(config_path: Path, digest: str, timeout_s: float) -> BoxState
         f"no birth with config {digest} within {timeout_s:g} s ({last}); "
         "is the card in the box, is the box on, does it reach the broker?"
     )
+
+
+def _reader(folder: Path) -> TlsFiles:
+    """Return the files that `ca enroll reader:NAME --out` wrote."""
+    keys = sorted(folder.glob("*.key"))
+    if len(keys) != 1 or not (folder / "ca.pem").is_file():
+        raise FlashError(f'{folder} holds {len(keys)} keys, expected the one that "ca enroll reader:NAME --out" wrote')
+    return TlsFiles(folder / "ca.pem", keys[0].with_suffix(".pem"), keys[0])

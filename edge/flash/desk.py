@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge.box.certificate import Held
 from edge.box.status import BoxStatus
 from edge.config import load_box
 from edge.errors import FlashError
@@ -45,6 +46,7 @@ class Seen(msgspec.Struct, frozen=True):
     trusted: tuple[str, ...] = ()
     free_bytes: int = 0
     software: SeenProgram | None = None
+    certificate: Held | None = None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import IO, Protocol
 
 import msgspec
 
+from edge.box.certificate import held
 from edge.box.status import read_status
-from edge.config import load_box
+from edge.config import OWN_TLS, load_box
 from edge.errors import EdgeError, FlashError
 from edge.flash.archive import CHUNK_BYTES, damaged
 from edge.flash.arguments import PROGRAMS
@@ -92,6 +93,7 @@ def look_at(slots: Slots, software: SeenProgram | None = None) -> Seen:
         trusted=tuple(load_trust(slots.trust)),
         free_bytes=slots.free_bytes() if slots.root.is_dir() else 0,
         software=software,
+        certificate=held(slots.root / OWN_TLS),
     )
 
 
@@ -197,6 +199,18 @@ class SshTarget:
         if last.step and (code == SSH_FAILED or code < 0):
             return self._await(say)
         raise self._failed(code, b"".join(errors).decode(errors="replace"))
+
+    def certificate(self, *words: str, given: bytes = b"") -> bytes:
+        """Run `facefleet-edge certificate …` on the box, for the certificate of its state root; return what it says.
+
+        Raises:
+            FlashError: the box cannot be reached, or refuses.
+        """
+        command = shlex.join([*self._remote, "certificate", *words, "--folder", str(self.root / OWN_TLS)])
+        done = subprocess.run([*self._ssh, command], input=given, capture_output=True, check=False)
+        if done.returncode:
+            raise self._failed(done.returncode, done.stderr.decode(errors="replace"))
+        return done.stdout
 
     def _await(self, say: Say) -> tuple[Result, str]:
         """Ask again until the box, which goes on without us, is done."""

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from edge.box.logs import set_up
+from edge.config import load_box
 from edge.errors import EdgeError, FlashError
-from edge.flash import desk, signing, wheelhouse
+from edge.flash import desk, enrolling, signing, wheelhouse
 from edge.flash.archive import check_files, read_head
 from edge.flash.manifest import Manifest
 from edge.flash.parcel import Said, read_parcel
@@ -108,16 +109,20 @@ def flash(args: argparse.Namespace) -> int:
             raise FlashError(
                 f'{args.target} is a card: write its program with "facefleet-edge install WHEELS --root {args.target}"'
             )
+        if args.csr:
+            print(enrolling.fetch_request(target, load_box(args.config), args.csr))
+            return EXIT_OK
         seen = target.look()
+        errand = None if args.software else enrolling.errand(args, load_box(args.config), target, seen)
         manifest, card = made.head.manifest, isinstance(target, CardTarget)
         print(f"{args.target}: {_occupant(seen)}\nto flash: {_described(manifest)}")
         changes = (wheelhouse if args.software else desk).difference(seen, made)
-        if not changes:
+        if not changes and errand is None:
             print("nothing would change; nothing is sent")
             return EXIT_OK
-        print("\n".join(changes))
+        print("\n".join([*([errand.text] if errand else []), *changes]))
         end = "read back; the box starts it when it boots" if card else "then the service restarts and proves itself"
-        print(f"{made.head.bytes} bytes to send, {end}")
+        print(f"{made.head.bytes} bytes to send, {end}" if changes else "the config stays")
         if args.dry_run:
             return EXIT_OK
         if not args.yes and not _agreed():
@@ -125,15 +130,22 @@ def flash(args: argparse.Namespace) -> int:
             return EXIT_FAILURE
         adopt = signing.encode_public(signing.load_public(key))
         with _bar(made.head.bytes) as (progress, say):
-            result, said = target.send(made, adopt, progress, say)
-        print(said)
+            told = [errand.bring(say)] if errand and errand.first else []
+            if changes:
+                result, said = target.send(made, adopt, progress, say)
+                told.append(said)
+            else:
+                result = Result("unchanged", desk.now_text(), seen.manifest.counter if seen.manifest else 0)
+            if errand and not errand.first and _code(result) == EXIT_OK:
+                told.append(errand.bring(say))
+        print("\n".join(told))
         print(_verdict(args.target, result))
         digest = "" if args.software else sha256(made.config.encode()).hexdigest()[:12]
     if args.wait is not None and result.outcome in ("committed", "unchanged"):
         from edge.flash.birth import wait_for_birth
 
         print(f"waiting up to {args.wait:g} s for the first birth", flush=True)
-        state = wait_for_birth(args.config, digest, args.wait)
+        state = wait_for_birth(args.config, digest, args.wait, args.reader)
         print(f"born: machine {state.machine}, software {state.software}, config {state.config_digest}")
     return _code(result)
 
