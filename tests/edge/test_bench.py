@@ -56,7 +56,8 @@ def test_table_has_every_stage_and_every_figure_can_be_one(tmp_path: Path, confi
         assert all(math.isfinite(s) and s >= 0 for s in round_.stage_s.values())
         assert sum(round_.stage_s.values()) <= round_.wall_s
         assert all(math.isfinite(figure(round_)) for _, figure, _ in FIGURES)
-        assert round_.inference_cpu_s > 0
+        assert 0 < round_.inference_cpu_s <= round_.cpu_s
+        assert round_.repeated_cpu_s > 0
         assert ratio(round_) > 0
     assert 20e6 < report.rss_bytes <= report.peak_rss_bytes
     assert 0 < report.start_s < 120
