@@ -9,6 +9,7 @@ import logging
 import os
 import queue
 import random
+import ssl
 import threading
 import time
 import urllib.error
@@ -57,6 +58,7 @@ class Offers:
         site, box = config.box.site, config.box.box
         self._topic = topic(site, box, "flash")
         settings = publisher_settings(config, 1)
+        self._ca = settings.link.ca
         self._link = Link(
             replace(settings.link, client_id=f"{settings.client_id}-offers"),
             on_message=self._message,
@@ -98,7 +100,7 @@ class Offers:
             try:
                 if offer is not None and time.monotonic() >= due_s and wanted(self.state_dir, offer):
                     log.info("offered counter %d, fetching %s", offer.counter, shown(offer.url))
-                    fetch(offer, self.state_dir, self._stop)
+                    fetch(offer, self.state_dir, self._stop, self._ca)
                     self._failed = None
             except OfferError as error:
                 assert offer is not None
@@ -140,8 +142,15 @@ def wanted(state_dir: Path, offer: Offer) -> bool:
     return read_json(state_dir / "offer.json", Offer) != offer
 
 
-def fetch(offer: Offer, state_dir: Path, stop: threading.Event) -> None:
+def fetch(offer: Offer, state_dir: Path, stop: threading.Event, ca: Path | None = None) -> None:
     """Put an offered bundle into the spool.
+
+    Args:
+        offer: what is where.
+        state_dir: of the box; the spool is in it.
+        stop: ends it.
+        ca: the fleet's own authority, which may vouch for a server as the system's authorities may: what is fetched is
+            believed for its signature, not for where it lay.
 
     Raises:
         OfferError: it cannot be had, or is another than was offered.
@@ -154,7 +163,7 @@ def fetch(offer: Offer, state_dir: Path, stop: threading.Event) -> None:
         space = os.statvfs(part.parent)
         if space.f_bavail * space.f_frsize < offer.bytes + SPARE_BYTES:
             raise OfferError(f"no room for {offer.bytes >> 20} MB; make some")
-        with _OPENER.open(offer.url, timeout=FETCH_S) as source, part.open("wb") as out:
+        with _opener(ca).open(offer.url, timeout=FETCH_S) as source, part.open("wb") as out:
             while chunk := source.read(CHUNK_BYTES):
                 size += len(chunk)
                 if size > offer.bytes or stop.is_set():
@@ -172,6 +181,8 @@ def fetch(offer: Offer, state_dir: Path, stop: threading.Event) -> None:
         os.replace(aside, state_dir / "offer.json")
         os.replace(part, part.with_name(f"{offer.counter}{SUFFIX}"))
     except (OSError, ValueError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise OfferError(f"{shown(offer.url)} cannot be fetched ({error}); the next try comes by itself") from error
     finally:
         part.unlink(missing_ok=True)
@@ -208,8 +219,13 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         self, req, fp, code, msg, headers, newurl
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme != "https":
+            fp.close()
             raise urllib.error.URLError(f"redirected to {shown(newurl)}, expected https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-_OPENER = urllib.request.build_opener(_NoDowngrade)
+def _opener(ca: Path | None) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context()
+    if ca is not None:
+        context.load_verify_locations(ca)
+    return urllib.request.build_opener(_NoDowngrade, urllib.request.HTTPSHandler(context=context))
