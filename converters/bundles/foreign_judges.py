@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from converters.bundles.foreign import Figure, Images
 from converters.data.calibration import picture_files, read_picture
 from converters.data.detection import Sample
-from converters.data.face_crops import cut
-from converters.errors import ConvertError
+from converters.evaluation.classifier import labelled_crops
 from converters.evaluation.detector import Judge as Finder
 from converters.evaluation.detector import report, samples_of, tune_threshold
 from edge.models.decoders import Detections, probabilities, unit_vectors
@@ -91,22 +90,14 @@ class LabelJudge:
         name: of the set they are from.
     """
 
-    def __init__(self, crops: Sequence[Images], truth: Sequence[int], name: str) -> None:
+    def __init__(self, crops: Sequence[Images] | Images, truth: Sequence[int], name: str) -> None:
         self._crops, self._truth, self._name = crops, np.array(truth), name
 
     @classmethod
     def of(cls, data: Path, manifest: Manifest) -> "LabelJudge":
         """Read a folder of crops with one subfolder per label."""
-        crops: list[Images] = []
-        truth: list[int] = []
-        for index, label in enumerate(manifest.labels):
-            if not (data / label).is_dir():
-                raise ConvertError(f"{data}: no folder {label}; expected one per label: {', '.join(manifest.labels)}")
-            for path in picture_files(data / label):
-                image = read_picture(path)
-                crops.append(cut(image, (0, 0, image.shape[1], image.shape[0]), manifest.input.width)[0][None])
-                truth.append(index)
-        return cls(crops, truth, data.name)
+        crops, truth = labelled_crops(data, manifest)
+        return cls(crops[:, None], truth, data.name)
 
     def __call__(self, runtime: Runtime, manifest: Manifest) -> list[Figure]:
         """Return accuracy, then the mean of the classes' recalls."""

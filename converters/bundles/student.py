@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from converters.bundles.measured import check_golden, check_size, latency
 from converters.bundles.package import (
     ASTRONAUT_FACE,
     DATA,
@@ -26,7 +27,6 @@ from converters.bundles.package import (
 )
 from converters.data.attributes import HEADS, Faces
 from converters.data.face_crops import cut, widen
-from converters.errors import QuantizeError
 from converters.evaluation.classifier import (
     abstained_on_others,
     held_out,
@@ -35,7 +35,6 @@ from converters.evaluation.classifier import (
     reports,
     threshold_for,
 )
-from converters.evaluation.latency import cpu_name, latency_ms
 from converters.nets.student import Student, parameters
 from converters.quantization.quantize import (
     OPSET,
@@ -45,10 +44,8 @@ from converters.quantization.quantize import (
     save_openvino,
     to_openvino,
 )
-from edge.models.bundle import Bundle
-from edge.models.golden import difference, load_golden
 from edge.models.manifest import Calibration, Input, Manifest, Measurement
-from edge.models.runtime import RESEARCH_ONLY, Runtime
+from edge.models.runtime import RESEARCH_ONLY
 
 VERSION = "1"
 OUTPUT = "logits"
@@ -81,10 +78,7 @@ def write_artefacts(student: Student, source: Input, calibration: NDArray[np.uin
         export_onnx(fused, source, [OUTPUT], floats)
         quantize_onnx(floats, folder / FILES["onnx"], source, [calibration])
     save_checkpoint(student, folder / FILES["checkpoint"])
-    for name in (FILES["onnx"], FILES["bin"]):
-        size = (folder / name).stat().st_size
-        if size > MAX_BYTES:
-            raise QuantizeError(f"{name} has {size} bytes, a student may have {MAX_BYTES}; train narrower blocks")
+    check_size(folder, MAX_BYTES)
 
 
 def write_head(
@@ -137,22 +131,15 @@ def write_head(
         manifest = _measured(manifest, aside, head, checked, tests)
         runtimes = open_runtimes(aside, manifest)
         note = write_golden(aside, manifest, list(golden_pictures(margin, size_px)), runtimes["int8_openvino"].infer)
-        latency = _latency(student, source, runtimes, manifest)
+        command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA"
+        times = latency(student.fused(), manifest, runtimes, command)
         notes = " ".join(part for part in (manifest.notes, note) if part)
-        manifest = msgspec.structs.replace(manifest, latency=tuple(latency), notes=notes)
+        manifest = msgspec.structs.replace(manifest, latency=times, notes=notes)
         lists = {name: faces.digests for name, faces in learnt.items()}
         write_data_list(aside / DATA, lists, {name: f"training, {SOURCES[name]}" for name in learnt})
         manifest = seal(aside, manifest)
-        _check_golden(Bundle(aside, manifest), runtimes)
+        check_golden(aside, manifest, runtimes)
     return manifest
-
-
-def _check_golden(bundle: Bundle, runtimes: Mapping[str, Runtime]) -> None:
-    """Refuse a bundle whose artefacts disagree on the golden picture: a box would refuse it too."""
-    golden = load_golden(bundle)
-    for name, runtime in runtimes.items():
-        if reason := difference(bundle.manifest, golden.outputs, runtime.infer(golden.image)):
-            raise QuantizeError(f"{bundle.manifest.name}: {name} differs on the golden picture: {reason}")
 
 
 def calibration_crops(
@@ -200,30 +187,6 @@ def _measured(manifest: Manifest, folder: Path, head: str, checked: Faces, tests
         f"few people. Faces of other groups should abstain more often than the three, and do so only in part."
     )
     return msgspec.structs.replace(manifest, accuracy=tuple(lines), notes=notes)
-
-
-def _latency(student: Student, source: Input, runtimes: Mapping[str, Runtime], manifest: Manifest) -> list[Measurement]:
-    """Measure a face alone and four together, one thread, INT8 beside the same network in FP32."""
-    command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA --threads 1"
-    floats = msgspec.structs.replace(manifest, calibration=None)
-    lines = []
-    with tempfile.TemporaryDirectory() as aside:
-        save_openvino(to_openvino(student.fused(), source, [OUTPUT]), Path(aside) / FILES["xml"])
-        every: dict[str, Runtime] = {"fp32": open_runtimes(Path(aside), floats)["fp32_openvino"], **runtimes}
-        for artefact, runtime in every.items():
-            for batch in (1, 4):
-                ms = latency_ms(runtime, source, batch) / batch
-                lines.append(
-                    Measurement(
-                        metric=f"ms per face, batch {batch}",
-                        value=round(ms, 3),
-                        artefact=artefact,  # type: ignore[arg-type]
-                        command=command,
-                        cpu=cpu_name(),
-                        threads=1,
-                    )
-                )
-    return lines
 
 
 def write_heads(

@@ -63,6 +63,12 @@ class AlignedFaces:
         return AlignedFaces(self.pictures[list(keep)], people, circles, labels, digests)
 
 
+def without_context(pictures: Images) -> Images:
+    """Return the aligned faces as a box cuts them, (N, 112, 112, 3) uint8 BGR."""
+    edge = round(CONTEXT_PX * CONTEXT / (1 + 2 * CONTEXT))
+    return pictures[:, edge : CONTEXT_PX - edge, edge : CONTEXT_PX - edge]
+
+
 class Aligner:
     """YuNet's points and the aligned context crop of one face in a picture of any size."""
 

@@ -25,7 +25,7 @@ from edge.track import crops
 CONTEXT = 0.6  # of the face box, on every side
 CONTEXT_PX = 144  # the face box itself then covers 65 px
 MIN_SIDE_PX = 20.0  # below this YuNet's points are guesses
-LOOKS_PX = (80, 112, 160)  # height of the face at each further look; every look is taken mirrored too
+LOOKS_PX = (80, 112)  # height of the face at each further look; every look is taken mirrored too
 MIRRORED = [1, 0, 2, 4, 3]
 # The clip of somebody who turns his head, kept out of training: landmarks must hold in half profile.
 TURNING = "head-pose-face-detection-male"
@@ -93,10 +93,10 @@ class PointTeacher:
 
         Returns:
             (5, 2) float32 mean points in pixels of the image and how far the looks differ, in eye distances; None
-            where fewer than four looks find the face.
+            where fewer than three looks find the face.
         """
         views = [view for px in LOOKS_PX for mirror in (False, True) if (view := self._view(image, box, px, mirror))]
-        if len(views) < 4:
+        if len(views) < 3:
             return None
         mean = np.mean(views, axis=0)
         spread = np.linalg.norm(np.asarray(views) - mean, axis=2).mean()
@@ -187,7 +187,7 @@ HELD_OUT: dict[str, Callable[[Path], Iterable[Sample]]] = {
     "london": detection.london,
     "turning head": lambda data: (s for s in detection.filmed(data, 40) if TURNING in s.name),
 }
-TRAINING_SPREAD = 0.08
+TRAINING_SPREAD = 0.1
 
 
 def load(data: Path, name: str, cache: Path | None = None) -> MarkedFaces:

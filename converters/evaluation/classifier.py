@@ -4,9 +4,8 @@ Everything is predicted through the runtimes of a box and the crops of `data.att
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,10 @@ from rich.table import Table
 
 from converters.bundles.package import FILES, open_fp16, open_runtimes
 from converters.data.attributes import HEADS, OTHER_RACE, Faces, Label, load
+from converters.data.calibration import picture_files, read_picture
+from converters.data.face_crops import cut
 from converters.errors import ConvertError
+from converters.evaluation import plots
 from converters.evaluation.latency import latency_ms
 from converters.nets.student import Student
 from converters.quantization.quantize import network_input
@@ -28,6 +30,7 @@ from edge.models.manifest import Manifest, Measurement
 Chances = NDArray[np.float32]
 Predict = Callable[[NDArray[np.uint8]], Chances]
 FOLD = 64  # pictures per call
+LEAST_GROUP = 10  # faces; an error over fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Report:
         answered: share that reached the score threshold.
         answered_accuracy: accuracy among those.
         confusion: rows are truth, columns answers, in the labels' order.
+        group_errors: share of wrong answers among the faces of a group (women, 26–45, black, …), where known.
     """
 
     dataset: str
@@ -53,12 +57,27 @@ class Report:
     answered: float
     answered_accuracy: float
     confusion: list[list[int]]
+    group_errors: dict[str, float] = field(default_factory=dict)
 
 
 def report(
-    dataset: str, chances: Chances, truths: Sequence[tuple[int, ...]], labels: Sequence[str], threshold: float
+    dataset: str,
+    chances: Chances,
+    truths: Sequence[tuple[int, ...]],
+    labels: Sequence[str],
+    threshold: float,
+    groups: Sequence[Sequence[str]] = (),
 ) -> Report:
-    """Score (N, C) probabilities against the right answers of each face (several: any of them is right)."""
+    """Score (N, C) probabilities against the right answers of each face (several: any of them is right).
+
+    Args:
+        dataset: the set's name.
+        chances: (N, C).
+        truths: the right classes of each face.
+        labels: the classes' names.
+        threshold: below it the head abstains.
+        groups: the groups that each face belongs to; none where nothing is known of the people.
+    """
     answers, sure = chances.argmax(axis=1), chances.max(axis=1) >= threshold
     right = np.array([a in truth for a, truth in zip(answers.tolist(), truths, strict=True)])
     confusion = np.zeros((len(labels), len(labels)), int)
@@ -75,7 +94,27 @@ def report(
         float(sure.mean()),
         float(right[sure].mean()) if sure.any() else float("nan"),
         confusion.tolist(),
+        _group_errors(right, groups),
     )
+
+
+def _group_errors(right: NDArray[np.bool_], groups: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the share of wrong answers of each group of at least LEAST_GROUP faces."""
+    members: dict[str, list[int]] = {}
+    for face, names in enumerate(groups):
+        for name in names:
+            members.setdefault(name, []).append(face)
+    return {name: float(1 - right[rows].mean()) for name, rows in sorted(members.items()) if len(rows) >= LEAST_GROUP}
+
+
+def groups_of(label: Label, head: str) -> list[str]:
+    """Return the groups a face belongs to by what is known of it, besides the head's own question."""
+    known = []
+    for trait in ("gender", "race", "age"):
+        right = label.classes(trait)
+        if trait != head and len(right) == 1:
+            known.append(f"{trait} {HEADS[trait][right[0]]}")
+    return known
 
 
 def reports(predict: Predict, head: str, sets: Mapping[str, Faces], manifest: Manifest) -> list[Report]:
@@ -88,7 +127,8 @@ def reports(predict: Predict, head: str, sets: Mapping[str, Faces], manifest: Ma
         part = faces.subset(known)
         chances = predict(part.crops(manifest.crop_margin, manifest.input.width))
         truths = [label.classes(head) for label in part.labels]
-        found.append(report(name, chances, truths, manifest.labels, manifest.score_threshold))
+        groups = [groups_of(label, head) for label in part.labels]
+        found.append(report(name, chances, truths, manifest.labels, manifest.score_threshold, groups))
     return found
 
 
@@ -198,26 +238,83 @@ def head_of(manifest: Manifest) -> str:
     raise ConvertError(f"{manifest.name} has the labels {manifest.labels}; the data sets know {dict(HEADS)}")
 
 
-def evaluate(bundle: Bundle, args: argparse.Namespace) -> int:
-    """Print the tables of every artefact of a bundle; write them as JSON where asked to."""
+def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
+    """Measure every artefact of a bundle.
+
+    Args:
+        bundle: of a classifier: one of our heads on the data folder, or any on a folder with one subfolder per label.
+        args: `data`, `cache`, `threads`, `out` of `facefleet-convert evaluate`.
+
+    Returns:
+        What is kept as JSON; a PNG per artefact in `args.out` has the confusions.
+    """
     manifest, console = bundle.manifest, Console()
-    head = head_of(manifest)
-    sets = held_out(args.data, args.cache)
     kept: dict[str, object] = {}
-    for artefact, predict in predictors(bundle.folder, manifest, args.threads).items():
-        found = reports(predict, head, sets, manifest)
+    judged = _judge_crops if all((args.data / label).is_dir() for label in manifest.labels) else _judge_head
+    for artefact, (found, more) in judged(bundle, args).items():
         console.print(_table(f"{manifest.name}, {artefact}", found, manifest.labels))
-        kept[artefact] = [asdict(r) for r in found]
-        if head == "race":
-            kept[f"{artefact} abstained on others"] = abstained_on_others(predict, sets, manifest)
-            console.print("abstained on groups it has no class for:", kept[f"{artefact} abstained on others"])
+        if any(r.group_errors for r in found):
+            console.print(_group_table(f"{manifest.name}, {artefact}: share of wrong answers", found))
+        for name, value in more.items():
+            console.print(f"{name}: {value}")
+        kept |= {artefact: [asdict(r) for r in found]} | {f"{artefact} {name}": value for name, value in more.items()}
+        tables = {r.dataset: np.array(r.confusion) for r in found}
+        plots.confusions(
+            args.out / f"confusion_{artefact}.png", f"{manifest.name}, {artefact}", manifest.labels, tables
+        )
     for artefact, runtime in open_runtimes(bundle.folder, manifest, args.threads).items():
-        times = {f"batch {n}": latency_ms(runtime, manifest.input, n) / n for n in (1, 4)}
+        times = {f"batch {n}": latency_ms(runtime, manifest.input, n) / n for n in batches(manifest)}
         kept[f"{artefact} ms per face"] = times
         console.print(f"{artefact}: " + ", ".join(f"{name} {ms:.2f} ms a face" for name, ms in times.items()))
-    if args.json:
-        args.json.write_text(json.dumps(kept, indent=1) + "\n")
-    return 0
+    return kept
+
+
+Judged = dict[str, tuple[list[Report], dict[str, object]]]
+
+
+def batches(manifest: Manifest) -> tuple[int, ...]:
+    """Return the batch sizes whose latency is told: one face and four, where the network takes four at once."""
+    return (1, 4) if manifest.input.batch == 0 else (manifest.input.batch,)
+
+
+def _judge_head(bundle: Bundle, args: argparse.Namespace) -> Judged:
+    """Judge one of our heads on the held-out faces of the data folder."""
+    manifest, head = bundle.manifest, head_of(bundle.manifest)
+    sets = held_out(args.data, args.cache)
+    judged: Judged = {}
+    for artefact, predict in predictors(bundle.folder, manifest, args.threads).items():
+        others = abstained_on_others(predict, sets, manifest) if head == "race" else {}
+        more: dict[str, object] = {"abstained on others": others} if others else {}
+        judged[artefact] = reports(predict, head, sets, manifest), more
+    return judged
+
+
+def _judge_crops(bundle: Bundle, args: argparse.Namespace) -> Judged:
+    """Judge any classifier on a folder of crops with one subfolder per label."""
+    manifest = bundle.manifest
+    crops, truth = labelled_crops(args.data, manifest)
+    known = [(label,) for label in truth]
+    return {
+        artefact: ([report(args.data.name, predict(crops), known, manifest.labels, manifest.score_threshold)], {})
+        for artefact, predict in predictors(bundle.folder, manifest, args.threads).items()
+    }
+
+
+def labelled_crops(data: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], list[int]]:
+    """Return the crops of a folder with one subfolder per label, (N, H, W, 3) uint8 BGR, and their label's number.
+
+    Raises:
+        ConvertError: a label without a folder, or a folder without pictures.
+    """
+    crops, truth = [], []
+    for index, label in enumerate(manifest.labels):
+        if not (data / label).is_dir():
+            raise ConvertError(f"{data}: no folder {label}; expected one per label: {', '.join(manifest.labels)}")
+        for path in picture_files(data / label):
+            image = read_picture(path)
+            crops.append(cut(image, (0, 0, image.shape[1], image.shape[0]), manifest.input.width)[0])
+            truth.append(index)
+    return np.stack(crops), truth
 
 
 def _table(title: str, found: Sequence[Report], labels: Sequence[str]) -> Table:
@@ -228,6 +325,15 @@ def _table(title: str, found: Sequence[Report], labels: Sequence[str]) -> Table:
         shares = (r.accuracy, r.balanced, r.answered, r.answered_accuracy)
         recalls = [f"{r.recalls[label]:.2f}" if label in r.recalls else "" for label in labels]
         table.add_row(r.dataset, str(r.faces), *(f"{share:.3f}" for share in shares), *recalls)
+    return table
+
+
+def _group_table(title: str, found: Sequence[Report]) -> Table:
+    names = sorted({name for r in found for name in r.group_errors})
+    table = Table("set", *names, title=title)
+    for r in found:
+        if r.group_errors:
+            table.add_row(r.dataset, *(f"{r.group_errors[n]:.3f}" if n in r.group_errors else "" for n in names))
     return table
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from converters.bundles.package import DATA, open_runtimes
 from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, yolo_folder
 from converters.errors import ConvertError
+from converters.evaluation import plots
 from converters.nets.yolov10 import Exported, YOLOv10, load_weights
 from edge.geometry import area, iou
 from edge.models.bundle import Bundle
@@ -51,6 +52,20 @@ def average_precision(pictures: Sequence[Scored], iou_threshold: float, sides: S
         iou_threshold: a detection hits the best face not yet hit at or above this.
         sides: faces whose square root of area, in pixels of the picture, is outside [low, high) neither help nor harm.
     """
+    recall, precision = precision_recall(pictures, iou_threshold, sides)
+    if not len(recall):
+        return float("nan")
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+
+
+def precision_recall(
+    pictures: Sequence[Scored], iou_threshold: float, sides: Sides = ANY
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return recall and precision after each detection, best score first; empty where there are no faces.
+
+    Args: those of `average_precision`.
+    """
     scores, hits, total = [np.zeros(0, np.float32)], [np.zeros(0, bool)], 0
     for found, faces in pictures:
         side = np.sqrt(area(faces))
@@ -60,13 +75,10 @@ def average_precision(pictures: Sequence[Scored], iou_threshold: float, sides: S
         scores.append(found.score[kept])
         hits.append(hit[kept])
     if total == 0:
-        return float("nan")
+        return np.zeros(0), np.zeros(0)
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit = np.concatenate(hits)[order]
-    recall = np.cumsum(hit) / total
-    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    return np.cumsum(hit) / total, np.cumsum(hit) / np.arange(1, len(hit) + 1)
 
 
 def match(
@@ -236,14 +248,24 @@ def evaluate_runtimes(
     runtimes: Mapping[str, Runtime], manifest: Manifest, sets: Mapping[str, Sequence[Sample]]
 ) -> dict[str, dict[str, Report]]:
     """Return a report per artefact and set."""
-    table: dict[str, dict[str, Report]] = {}
+    return {
+        artefact: {name: report(scored, manifest.score_threshold) for name, scored in found.items()}
+        for artefact, found in detections(runtimes, manifest, sets).items()
+    }
+
+
+def detections(
+    runtimes: Mapping[str, Runtime], manifest: Manifest, sets: Mapping[str, Sequence[Sample]]
+) -> dict[str, dict[str, list[Scored]]]:
+    """Return what each artefact finds above `LOW_SCORE` on each set, beside the faces that are there."""
+    found: dict[str, dict[str, list[Scored]]] = {}
     for artefact, runtime in runtimes.items():
         judge = Judge(runtime, manifest)
-        table[artefact] = {}
-        for name, samples in sets.items():
-            scored = [(judge(s.image), s.boxes) for s in track(samples, f"{artefact} {name}", transient=True)]
-            table[artefact][name] = report(scored, manifest.score_threshold)
-    return table
+        found[artefact] = {
+            name: [(judge(s.image), s.boxes) for s in track(samples, f"{artefact} {name}", transient=True)]
+            for name, samples in sets.items()
+        }
+    return found
 
 
 def show(table: Mapping[str, Mapping[str, Report]], console: Console) -> None:
@@ -268,28 +290,42 @@ def unseen(folder: Path) -> tuple[str, ...]:
     return REPORTED if learnt else (*REPORTED, FAIRFACE)
 
 
-def evaluate(bundle: Bundle, args: argparse.Namespace) -> int:
+def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
     """Measure every CPU artefact of a bundle, and its float checkpoint where it has one.
 
     Args:
         bundle: of a detector.
-        args: `data`, `threads`, `json` of `facefleet-convert evaluate`.
+        args: `data`, `threads`, `out` of `facefleet-convert evaluate`.
+
+    Returns:
+        What is kept as JSON; `pr.png` in `args.out` has the curves at IoU 0.5.
     """
-    ways = candidates(bundle, "CPU")
+    ways, threshold = candidates(bundle, "CPU"), bundle.manifest.score_threshold
     runtimes = {way.artefact: LIBRARIES[way.library](bundle, way, args.threads, None) for way in ways}
     with tempfile.TemporaryDirectory() as aside:
         if bundle.manifest.decoder == "yolov10" and "checkpoint" in bundle.manifest.files:
             runtimes = float_runtimes(bundle, Path(aside), args.threads) | runtimes
-        table = evaluate_runtimes(runtimes, bundle.manifest, samples_of(args.data, unseen(bundle.folder)))
+        found = detections(runtimes, bundle.manifest, samples_of(args.data, unseen(bundle.folder)))
         source = bundle.manifest.input
         times = latency_ms(runtimes, np.full((1, source.height, source.width, 3), 114, np.uint8))
+    table = {a: {name: report(scored, threshold) for name, scored in sets.items()} for a, sets in found.items()}
     console = Console()
     show(table, console)
     console.print("median ms: " + "  ".join(f"{name} {ms:.2f}" for name, ms in times.items()))
-    if args.json:
-        plain = {a: {name: asdict(r) for name, r in reports.items()} for a, reports in table.items()}
-        args.json.write_text(json.dumps({"accuracy": plain, "latency_ms": times}, indent=1) + "\n")
-    return 0
+    draw(found, args.out / "pr.png", bundle.manifest.name)
+    plain = {a: {name: asdict(r) for name, r in reports.items()} for a, reports in table.items()}
+    return {"accuracy": plain, "latency_ms": times}
+
+
+def draw(found: Mapping[str, Mapping[str, Sequence[Scored]]], path: Path, title: str) -> None:
+    """Draw the precision-recall curves at IoU 0.5 of every set that has faces."""
+    curves: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
+    for artefact, sets in found.items():
+        for name, scored in sets.items():
+            if any(len(faces) for _, faces in scored):
+                curves.setdefault(name, {})[artefact] = precision_recall(scored, 0.5)
+    if curves:
+        plots.precision_recall(path, f"{title}, IoU 0.5", curves)
 
 
 def float_runtimes(bundle: Bundle, folder: Path, threads: int) -> dict[str, Runtime]:

@@ -211,7 +211,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="train the five-point landmark student and write its bundle",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Teach a small CNN where YuNet sees the eyes, the nose and the corners of the mouth.\n\n"
-        "No labels are needed: every face of the training pictures is shown to YuNet six times (three sizes, plain\n"
+        "No labels are needed: every face of the training pictures is shown to YuNet four times (two sizes, plain\n"
         "and mirrored) and the mean of its answers is the target, because a single look wavers by several per cent\n"
         "of the eye distance. The student sees crops as a box cuts them: a detector's box with a margin, shifted,\n"
         "scaled, tilted, mirrored, blurred, half hidden. Held-out faces are never looked at while training.",
@@ -225,7 +225,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--bundle", type=Path, default=Path("models_int8/landmarks-student"), help="what is written")
     parser.add_argument("--cache", type=Path, default=Path("out/faces"), help="where prepared faces are kept")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="length of the schedule (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=1e9, help="finish the schedule after so much computing instead")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="finish the schedule after so long instead"
+    )
     parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate (default %(default)s)")
     parser.add_argument(
         "--margin", type=float, default=Plan.margin, help="crop margin (default %(default)s of the box)"
@@ -250,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
 
     tests = {name: load(args.data, name, args.cache) for name in HELD_OUT}
     how = f"{command_line(plan)}, {state.epoch} epochs done"
-    write_bundle(state.average, learn, tests, args.bundle, margin=plan.margin, how=how)
+    write_bundle(state.average, learn, tests, args.bundle, margin=plan.margin, size_px=SIZE_PX, how=how)
     return 0
 
 
