@@ -25,6 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge.errors import EdgeError
+from edge.validity import explain
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +227,8 @@ class Link:
                 if self._stopping.is_set():
                     return
                 why = self._why or "connection lost"
+                if dates := explain(self.settings.cert, self.settings.ca):
+                    why = f"{why}; {dates}"
                 log.log(
                     logging.DEBUG if why == said else logging.WARNING,
                     "broker %s:%d, as %s: %s", self.settings.host, self.settings.port, self.settings.client_id, why,

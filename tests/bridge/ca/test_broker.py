@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 from bridge.ca import authority
 from bridge.ca.authority import Authority
 from bridge.ca.names import parse_name
+from edge.link import Link, LinkSettings
 from tests.bridge.ca.site import ROOT, Member, Site
-from tests.broker import MOSQUITTO
+from tests.broker import MOSQUITTO, free_port
 from tests.product import Process, box_yaml
 
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="Mosquitto is not installed")
@@ -172,3 +174,35 @@ def test_a_real_box_speaks_with_its_certificate_and_says_how_long_it_lasts(site:
     health = [json.loads(text) for topic, text in heard if topic.endswith("health")][-1]
     assert 29 < health["certificate_days"] < 398
     assert health["publisher"] == "waiting for a bridge"
+
+
+def why(settings: LinkSettings) -> str:
+    """Try to connect once; return why it failed, as a box's health says it."""
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    link = Link(settings, on_message=lambda _: None, on_up=lambda *_: None, on_down=said.put)
+    link.start()
+    try:
+        return said.get(timeout=30)
+    finally:
+        link.stop()
+
+
+def test_a_box_whose_certificate_has_ended_says_so_itself(site: Site) -> None:
+    site.enroll("munich/old-2", days=1.0, ago=timedelta(days=3))
+    said = why(site.settings("old-2"))
+    assert "old-2.pem ended on" in said
+    assert "enroll anew, or set the clock" in said
+
+
+def test_a_box_whose_clock_is_before_every_certificate_asks_for_ntp(site: Site) -> None:
+    """As at a first boot in 1970: seen from the certificates, which are of the year after next."""
+    site.enroll("munich/early-1", ago=timedelta(days=-700))
+    said = why(site.settings("early-1"))
+    assert "the clock here says" in said
+    assert "no certificate is valid before NTP has set it" in said
+
+
+def test_a_failure_that_dates_do_not_explain_is_told_as_it_is(site: Site) -> None:
+    said = why(replace(site.settings("lobby-1"), port=free_port()))
+    assert "refused" in said.lower()
+    assert "clock" not in said

@@ -19,6 +19,7 @@ from bridge.ca.names import parse_name
 from bridge.errors import ConfigError
 from edge.box import certificate, enrollment
 from edge.box.enrollment import Step, read_claim, sign
+from edge.cli import main as edge
 from edge.config import LoadedConfig, load_box
 from edge.errors import EdgeError
 from edge.link import Message
@@ -45,9 +46,10 @@ def answered(site: Site) -> Iterator[Site]:
         yield site
 
 
-def box(folder: Path, site: Site, name: str = "lobby-9", **more: Any) -> LoadedConfig:
+def box(folder: Path, site: Site | int, name: str = "lobby-9", **more: Any) -> LoadedConfig:
     """Return a box as a card leaves it: a config that wants a certificate, and nothing else."""
-    mqtt = {"host": "localhost", "port": site.port, "tls": {"own": True}}
+    port = site if isinstance(site, int) else site.port
+    mqtt = {"host": "localhost", "port": port, "tls": {"own": True}}
     words = {"site": "munich", "box": name, "heads": [], "health_s": 1, "mqtt": mqtt}
     config = load_box(box_yaml(folder, 0, "rtsp://127.0.0.1:1/door", **(words | more)))
     config.own_tls_dir.mkdir(parents=True)
@@ -311,3 +313,69 @@ def test_a_certificate_from_another_authority_than_the_claims_is_not_taken(claim
     with pytest.raises(EdgeError, match="another authority than the one this box believes"):
         certificate.accept(claimed.box, chain, pinned=claimed.claim.authority)
     assert certificate.held(claimed.box) is None
+
+
+def test_a_box_whose_clock_is_at_1970_waits_for_the_time_and_says_so(tmp_path: Path) -> None:
+    """Seen from the claim, which is of the year after next; nothing is asked, and the claim stays."""
+    later = authority.now() + timedelta(days=700)
+    made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", later)
+    config = box(tmp_path, 1)
+    authority.write(config.own_tls_dir / "claim.pem", made.claim(parse_name("munich/lobby-9"), later), mode=0o600)
+    waiting = enroll(config, tmp_path / "enroll.log")
+    wait_for("a word about the clock", lambda: "waiting until NTP has set it" in waiting.text())
+    assert waiting.stop() == 1
+    assert "told to end while waiting for the clock" in waiting.text()
+    assert [p.name for p in config.own_tls_dir.iterdir()] == ["claim.pem"]
+
+
+def test_a_claim_that_has_ended_says_what_to_do(tmp_path: Path) -> None:
+    earlier = authority.now() - timedelta(days=30)
+    made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", earlier)
+    config = box(tmp_path, 1)
+    authority.write(config.own_tls_dir / "claim.pem", made.claim(parse_name("munich/lobby-9"), earlier), mode=0o600)
+    with pytest.raises(EdgeError, match=r'the claim ended at .*"facefleet-bridge ca claim munich/lobby-9", and put it'):
+        enrollment.enroll(config)
+
+
+def test_a_claim_others_may_read_and_one_for_another_box_are_refused(tmp_path: Path) -> None:
+    made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
+    config = box(tmp_path, 1)
+    path = config.own_tls_dir / "claim.pem"
+    authority.write(path, made.claim(parse_name("munich/lobby-2"), authority.now()), mode=0o640)
+    with pytest.raises(EdgeError, match=r"has mode 0640 and can be read by others, expected 0600"):
+        enrollment.enroll(config)
+    path.chmod(0o600)
+    with pytest.raises(EdgeError, match=r"is for munich/lobby-2, this box is munich/lobby-9"):
+        enrollment.enroll(config)
+    path.unlink()
+    with pytest.raises(EdgeError, match=r"claim.pem cannot be read"):
+        enrollment.enroll(config)
+
+
+def test_a_box_without_a_certificate_does_not_start_and_names_the_ways_to_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = box(tmp_path, 1)
+    assert edge(["run", str(config.path)]) == 2
+    assert "this box has no certificate" in capsys.readouterr().err
+    made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
+    folder = config.own_tls_dir
+    csr = certificate.request(folder, "munich", "lobby-2")
+    certificate.accept(folder, made.enroll(parse_name("munich/lobby-2"), csr, authority.now()))
+    assert edge(["run", str(config.path)]) == 2
+    assert "is of munich/lobby-2, the config of munich/lobby-9" in capsys.readouterr().err
+
+
+def test_a_key_that_others_may_read_stops_a_box_with_the_next_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = box(tmp_path, 1)
+    made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
+    csr = certificate.request(config.own_tls_dir, "munich", "lobby-9")
+    certificate.accept(config.own_tls_dir, made.enroll(parse_name("munich/lobby-9"), csr, authority.now()))
+    (config.own_tls_dir / "box.key").chmod(0o644)
+    for words in (["run"], ["check"]):
+        assert edge([*words, str(config.path)]) == 2
+        said = capsys.readouterr().err
+        assert "box.key has mode 0644 and can be read by others, expected 0600" in said
+        assert "chmod 600" in said
