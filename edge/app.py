@@ -35,6 +35,7 @@ from edge.notify import Notifier
 from edge.publish.clock import BoxClock
 from edge.publish.outbox import Outbox
 from edge.publish.publisher import Publisher, publisher_settings
+from edge.publish.roll_call import RollCall
 from edge.wire import Health, stream_name
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def run_box(
         0 when it ended as asked; 1 when events still wait in the outbox at the end of the recordings.
 
     Raises:
+        DuplicateIdError: another box lives under this id.
         EdgeError: it cannot start, or a part died in a way that a restart may mend.
     """
     stop = stop or threading.Event()
@@ -106,7 +108,9 @@ class Box:
         self.boots = facts.count_boot(config.state_dir)
         settings = publisher_settings(config, self.stream)
         token = preview_token(config)
-        self.models: Models = load_models(config, log=log.info)
+        with RollCall(settings) as roll_call:
+            self.models: Models = load_models(config, log=log.info)
+            roll_call.conclude()
         self.clock = BoxClock()
         self.fed_at_s = boottime_s()
         self.last_health: Health | None = None

@@ -11,14 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-from edge.errors import ConfigError, EdgeError
+from edge.errors import ConfigError, DuplicateIdError, EdgeError
 from edge.flash.arguments import add_verbs
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+EXIT_DUPLICATE = 75  # EX_TEMPFAIL: the service manager may try again, until the other box is gone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; return 0 when done, 1 when it failed, 2 when the command or the config is wrong."""
+    """Run one verb.
+
+    Returns:
+        0 when done, 1 when it failed, 2 when the command or the config is wrong, 75 when another box has our id.
+    """
     args = _parser().parse_args(argv)
     try:
         verb: Callable[[argparse.Namespace], int] = args.verb
@@ -28,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except EdgeError as error:
         print(f"facefleet-edge: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        return EXIT_DUPLICATE if isinstance(error, DuplicateIdError) else EXIT_FAILURE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -23,3 +23,7 @@ class OutboxError(EdgeError):
 
 class FlashError(EdgeError):
     """A bundle, key or target is not what a flash needs; the box stays as it was."""
+
+
+class DuplicateIdError(EdgeError):
+    """Another box lives under this one's id."""

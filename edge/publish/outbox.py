@@ -54,6 +54,7 @@ TIDY_S = 60.0  # how often age, empty streams and the reserve are looked at
 DOUBT_S = 5.0  # an ack that says less than we know is believed after this long: a late one is corrected sooner
 BUFFER_EVENTS = 20_000  # in memory, while the disk refuses to take any
 DROP_ROWS = 500  # batches that go in one transaction
+GATHER_EVENTS = 50  # in one batch, while nothing can be sent: so a backlog is few messages
 
 Stamped = tuple[int, Clock, AnyEvent]
 
@@ -124,6 +125,10 @@ class Outbox:
         self._unsaved: set[int] = set()  # places whose covered ranges changed
         self._database: bytes = b""
         self._database_unsaved = False
+        self.gather = (
+            False  # nothing can be sent at present: what is new joins the newest batch, if that was never sent
+        )
+        self._sent = 0  # the newest event of this stream that has left the file
         self.retakes = 0  # how often acked events became pending again
         self._unsaid: list[Loss] = []  # losses found before the next commit can say them
         self._unreadable: dict[int, Row] = {}
@@ -238,6 +243,8 @@ class Outbox:
             row: a batch from `pending`.
             inline_vocabulary: append the vocabulary, as every resend does (P8); nothing else changes (P12).
         """
+        if self.is_current(row):
+            self._sent = max(self._sent, row.last)
         try:
             raw = self._file.payload(row)
         except sqlite3.DatabaseError as error:
@@ -415,15 +422,37 @@ class Outbox:
         return len(entries)
 
     def _insert(self, entries: Sequence[Stamped], made_s: int) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         first_seq = self._here.last + 1
+        grown = self._unsent(len(entries))
+        if grown is not None:
+            old, before = grown
+            self._file.delete([old])
+            entries, first_seq = [*before, *entries], old.first
         for part in _parts(entries):
             for batch in self._batches(part, first_seq):
-                row = Row(key_of(self._here.place, batch.first_seq), batch.first_seq + len(batch.events) - 1, made_s)
+                since_s = grown[0].made_s if grown is not None and not rows else made_s
+                row = Row(key_of(self._here.place, batch.first_seq), batch.first_seq + len(batch.events) - 1, since_s)
                 self._file.insert(row, encode_batch(batch, deflate=self._deflate))
                 rows.append(row)
             first_seq += len(part)
         return rows
+
+    def _unsent(self, more: int) -> tuple[Row, list[Stamped]] | None:
+        """Return the newest batch and its events, if `more` may join it: nobody has seen it yet (P12)."""
+        if not (self.gather and more and self._sent < self._here.last):
+            return None
+        rows = self._file.rows(self._here.place, self._here.last, self._here.last, limit=1)
+        raw = self._file.payload(rows[0]) if rows and rows[0].first > self._sent else None
+        if raw is None:
+            return None
+        batch = decode_batch(raw)
+        if len(batch.events) + more > GATHER_EVENTS:
+            return None
+        clock = Clock(batch.clock)
+        return rows[0], [
+            (batch.base_ms + (0 if isinstance(event, Loss) else event.t_ms), clock, event) for event in batch.events
+        ]
 
     def _batches(self, part: Sequence[Stamped], first_seq: int) -> list[Batch]:
         """Return one batch of events with one clock state, or two when its resend would be too large (P6)."""

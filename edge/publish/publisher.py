@@ -188,6 +188,7 @@ class Publisher:
         self.turned_at_s = now_s
         self._link.check()
         if commit_now or now_s - self._committed_s >= self._settings.commit_s:
+            self._outbox.gather = not self._may_send()
             self._outbox.commit(now_s)
             self._committed_s = now_s
         if self._outbox.retakes != self._retakes:

@@ -32,6 +32,7 @@ def day_bytes(folder: Path, commit_s: int, *, seconds: int = 3000, acked: bool =
         room / "outbox.db", stream=1, vocabulary=VOCABULARY, clock=MediaClock(1_790_000_000_000), reserve_bytes=0
     )
     outbox.use(DATABASE)
+    outbox.gather = not acked
     events = mixture(random.Random(1), seconds)
     began = written_bytes()
     for second in range(0, seconds, commit_s):

@@ -124,7 +124,7 @@ def visit(number: int) -> Ended:
     return ended(number, -number * DAY_MS)
 
 
-def test_stream_is_forgotten_when_no_outbox_can_hold_any_of_it_and_what_comes_late_all_the_same_counts_nowhere(
+def test_p32_stream_is_forgotten_when_no_outbox_can_hold_any_of_it_and_what_comes_late_all_the_same_counts_nowhere(
     dsn: str,
 ) -> None:
     now = datetime.now(UTC)

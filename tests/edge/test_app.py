@@ -16,11 +16,13 @@ import pytest
 
 from edge.app import Box, run_box
 from edge.box.facts import count_boot
+from edge.cli import EXIT_DUPLICATE, main
 from edge.config import LoadedConfig, load_box
 from edge.errors import ConfigError, EdgeError
 from edge.pipeline import Seen
 from edge.publish.outbox_file import OutboxFile
 from edge.wire import Health
+from tests.broker import MOSQUITTO, Amqtt, Mosquitto
 from tests.edge.conftest import BundleMaker
 
 
@@ -205,3 +207,35 @@ def test_the_live_pages_status_is_gathered_once_for_all_who_watch(box: Any, stre
     source = {"uri": str(street), "realtime": True}
     run_box(box({"door": source}, preview={"enabled": True, "port": 0}), stop=stop, on_ready=on_ready)
     assert told[0] is told[1]
+
+
+def test_p42_second_box_under_one_id_ends_with_75_and_says_why_and_starts_when_the_first_is_gone(
+    box: Any, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    with (Mosquitto if MOSQUITTO else Amqtt)(folder) as broker:
+        refuse_and_replace(broker, box, street, tmp_path, capsys)
+
+
+def refuse_and_replace(
+    broker: Mosquitto | Amqtt, box: Any, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = {"door": {"uri": str(street), "realtime": True, "fps": 1}}
+    mqtt = {"port": broker.port, "protocol": "3.1.1"}
+    first, stop, ready = box(sources, mqtt=mqtt), threading.Event(), threading.Event()
+    elder = threading.Thread(target=run_box, args=(first,), kwargs={"stop": stop, "on_ready": lambda _: ready.set()})
+    elder.start()
+    try:
+        assert ready.wait(30.0)
+        box(sources, mqtt=mqtt, state_dir=str(tmp_path / "another"))  # the same YAML on another card
+        time.sleep(1.0)  # births of less than half a second ago are not said again
+        assert main(["run", str(tmp_path / "box.yaml")]) == EXIT_DUPLICATE
+        assert "another box lives under the id demo/lobby-1" in capsys.readouterr().err
+        assert not (tmp_path / "another" / "outbox.db").exists()
+    finally:
+        stop.set()
+        elder.join(30.0)
+    over = threading.Event()
+    over.set()
+    assert run_box(load_box(tmp_path / "box.yaml"), stop=over) == 0

@@ -129,6 +129,39 @@ def test_p12_a_resend_changes_nothing_but_the_vocabulary(make: Make) -> None:
         outbox.close()
 
 
+def test_p21_events_of_an_outage_gather_in_batches_and_mean_what_they_meant(make: Make) -> None:
+    outbox = make()
+    outbox.gather = True
+    for i in range(120):
+        outbox.append([presence(1_000 * i)])
+        outbox.commit(float(i))
+    rows = outbox.pending()
+    assert held(outbox) == [(1, 50), (51, 100), (101, 120)]
+    assert [row.made_s for row in rows] == [0, 50, 100], "as old as the oldest event in it"
+    batches = [decode_batch(outbox.payload(row, inline_vocabulary=False) or b"") for row in rows]
+    times = [batch.base_ms + event.t_ms for batch in batches for event in batch.events if isinstance(event, Presence)]
+    assert [t - times[0] for t in times] == [1_000 * i for i in range(120)]
+
+
+def test_p12_nothing_joins_a_batch_that_has_left_the_file_or_is_of_an_earlier_life(make: Make) -> None:
+    outbox = make()
+    outbox.gather = True
+    fill(outbox, 2)
+    (row,) = outbox.pending()
+    sent = outbox.payload(row, inline_vocabulary=False)
+    fill(outbox, 2)
+    assert held(outbox) == [(1, 2), (3, 4)]
+    assert outbox.payload(row, inline_vocabulary=False) == sent
+    outbox.gather = False
+    fill(outbox, 1)
+    assert held(outbox) == [(1, 2), (3, 4), (5, 5)], "what can be sent at once goes at once"
+    kill(outbox)
+    reborn = make(stream=outbox.stream + 1)
+    reborn.gather = True
+    fill(reborn, 2)
+    assert [(r.place, r.first, r.last) for r in reborn.pending()] == [(1, 1, 2), (1, 3, 4), (1, 5, 5), (2, 1, 2)]
+
+
 def test_p12_times_are_stamped_once_on_entering(make: Make) -> None:
     wall = [2_000_000_000.0]
     clock = BoxClock(wall=lambda: wall[0], mono=lambda: 100.0, synchronized=lambda: True)

@@ -54,9 +54,9 @@ class Machine(RuleBasedStateMachine):
         self.delivery = Delivery(self.outbox, DeliverySettings(), random.Random(1))
         self.delivery.connected(10)
 
-    @rule(count=st.integers(1, 7))
-    def accept(self, count: int) -> None:
-        before = self.outbox.state.accepted
+    @rule(count=st.integers(1, 7), gather=st.booleans())
+    def accept(self, count: int, gather: bool) -> None:
+        before, self.outbox.gather = self.outbox.state.accepted, gather
         self.outbox.append([Presence(0, i, 60_000, count, 5, 1) for i in range(count)])
         self.outbox.commit(self.now_s)
         assert self.outbox.state.accepted == before + count
