@@ -14,6 +14,8 @@ MODULES = (
     "converters.training.student",
     "converters.training.distill",
     "converters.training.detector",
+    "converters.training.landmarks",
+    "converters.training.embedder",
     "converters.bundles.detector",
     "converters.bundles.foreign_verbs",
 )

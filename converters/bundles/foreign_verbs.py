@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -105,6 +106,8 @@ def run_embedder(args: argparse.Namespace) -> int:
     model, source = crop_network(args.checkpoint, Told.of(args))
     single_output(inferred(model), str(args.checkpoint))
     rename_output(model, model.graph.output[0].name, "embedding")
+    if args.align:
+        source = msgspec.structs.replace(source, fit="align")
     folder = _folder(args)
     images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
     manifest = _manifest(args, folder, "embedder", "vector", source, ("embedding",), (), calibration)
@@ -203,5 +206,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             parser.add_argument("--data", type=Path, help="held-out crops: a folder per label")
         else:
             parser.set_defaults(data=None)
+            parser.add_argument(
+                "--align",
+                action="store_true",
+                help="it was trained on upright faces, five points on the usual 112×112 places (ArcFace and its kin); "
+                "give such crops to --calibrate too",
+            )
         add_common(parser, verb, 0.3 if verb == "classifier" else 1.0)
         parser.set_defaults(run=run)
