@@ -25,11 +25,19 @@ RECORD = program.HOME / "installed.json"
 UNITS, WANTS = Path("usr/local/lib/systemd/system"), Path("etc/systemd/system")
 STATE = Path("var/lib/facefleet")
 ROLES = {
-    "edge": ("facefleet-edge.service", "facefleet-recover.service", "facefleet-spool.path", "facefleet-spool.service"),
-    "bridge": ("facefleet-bridge.service",),
+    "edge": (
+        "facefleet-edge.service",
+        "facefleet-enroll.path",
+        "facefleet-enroll.service",
+        "facefleet-recover.service",
+        "facefleet-spool.path",
+        "facefleet-spool.service",
+    ),
+    "bridge": ("facefleet-bridge.service", "facefleet-ca.service"),
 }
-SERVED = ("facefleet-edge.service", "facefleet-bridge.service")  # by `current`; the others by what has proven itself
-STARTED = ("facefleet-edge.service", "facefleet-bridge.service", "facefleet-spool.path")
+# By `current`; the others by what has proven itself.
+SERVED = ("facefleet-edge.service", "facefleet-bridge.service", "facefleet-ca.service")
+STARTED = (*SERVED, "facefleet-enroll.path", "facefleet-spool.path")
 BACKOFF_SINCE = 254  # RestartSteps=
 
 Say = Callable[[str], None]

@@ -124,7 +124,12 @@ def test_a_box_gets_units_user_and_groups_and_loses_them_again(
     if os.geteuid() == 0:
         assert (root / "var/lib/facefleet").stat().st_uid == 998
     enabled = sorted(p.name for p in (root / "etc/systemd/system/multi-user.target.wants").iterdir())
-    assert enabled == ["facefleet-edge.service", "facefleet-recover.service", "facefleet-spool.path"]
+    assert enabled == [
+        "facefleet-edge.service",
+        "facefleet-enroll.path",
+        "facefleet-recover.service",
+        "facefleet-spool.path",
+    ]
     system.uninstall(root, print)
     assert tree(root) == before
 

@@ -43,6 +43,8 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path: Path) -> None:
     [
         ("facefleet-edge.service", 2.0),
         ("facefleet-bridge.service", 1.5),
+        ("facefleet-ca.service", 2.0),
+        ("facefleet-enroll.service", 3.0),
     ],
 )
 def test_a_service_is_exposed_no_more_than_promised(unit: str, most: float) -> None:
