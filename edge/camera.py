@@ -133,10 +133,10 @@ class Camera:
                 self._run(source, self._timeline(source))
         except EdgeError as error:
             self.error = error
-            log.error("camera %s: %s", self.name, error, extra={"CAMERA": self.name})
+            log.error("camera %s: %s", self.name, error, extra={"CAMERA": self.name, "EVENT": "camera_failed"})
         except Exception as error:
             # A bug in one camera must not look like a quiet street: the app ends the process and systemd restarts it.
-            log.exception("camera %s died", self.name, extra={"CAMERA": self.name})
+            log.exception("camera %s died", self.name, extra={"CAMERA": self.name, "EVENT": "camera_died"})
             self.error = EdgeError(f"died of {type(error).__name__}: {error}")
             self._bug = True
 

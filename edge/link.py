@@ -232,6 +232,7 @@ class Link:
                 log.log(
                     logging.DEBUG if why == said else logging.WARNING,
                     "broker %s:%d, as %s: %s", self.settings.host, self.settings.port, self.settings.client_id, why,
+                    extra={"EVENT": "broker_lost"},
                 )  # fmt: skip
                 said = why
                 self._on_down(why)
@@ -356,7 +357,8 @@ class Link:
     def _up(self, client: Client) -> None:
         with self._lock:
             self._client = client
-        log.info("connected to %s:%d as %s", self.settings.host, self.settings.port, self.settings.client_id)
+        broker = self.settings.host, self.settings.port, self.settings.client_id
+        log.info("connected to %s:%d as %s", *broker, extra={"EVENT": "broker_connected"})
         self._guard(self._on_up, self.generation, self._peer_receive_maximum)
 
     def _disconnected(

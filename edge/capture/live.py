@@ -215,7 +215,7 @@ class LiveSource:
             return
         if self.state is SourceState.RECONNECTING:
             self.reconnects += 1
-            log.warning("%s: streaming again", self.name)
+            log.warning("%s: streaming again", self.name, extra={"CAMERA": self.name, "EVENT": "camera_back"})
         self._backoff.connected(now_s)
         self.state = SourceState.STREAMING
 
@@ -223,7 +223,8 @@ class LiveSource:
         wait_s = self._backoff.failed(self._clock(), self._rng, refused=isinstance(error, RefusedError))
         text = str(error) if str(error).startswith(self.name) else f"{self.name}: {error}"
         if self.state is not SourceState.RECONNECTING or text != self.last_error:
-            log.warning("%s; trying again in %.1f s", text, wait_s)
+            fields = {"CAMERA": self.name, "EVENT": "camera_unreachable"}
+            log.warning("%s; trying again in %.1f s", text, wait_s, extra=fields)
         self.last_error = text
         self.state = SourceState.RECONNECTING
         return wait_s

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from logging.handlers import SysLogHandler
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from edge.box.logs import set_up
+from edge.box.logs import also_to_the_journal, name_box, set_up
 from edge.config import load_box
 from edge.errors import EdgeError, FlashError
 from edge.flash import desk, enrolling, signing, wheelhouse
@@ -34,7 +33,6 @@ from edge.flash.updater import Parcel, Step, Updater
 from edge.install.program import Programs
 
 EXIT_OK, EXIT_FAILURE, EXIT_ROLLED_BACK = 0, 1, 3
-JOURNAL = Path("/dev/log")
 
 
 def keys(args: argparse.Namespace) -> int:
@@ -157,7 +155,9 @@ def apply(args: argparse.Namespace) -> int:
         sys.stdout.buffer.write(msgspec.json.encode(look_at(slots, look_at_programs(programs))) + b"\n")
         return EXIT_OK
     set_up(logging.INFO)
-    _also_to_the_journal()
+    also_to_the_journal()
+    if (identity := slots.identity()) is not None:
+        name_box(identity.site, identity.box)
     _end_in_order()
     say = _Speaker(args.json)
     terms = Terms(args.start, args.hold)
@@ -233,15 +233,6 @@ def _opened(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise FlashError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _also_to_the_journal() -> None:
-    """Let the journal have the outcome too, when a person or SSH runs us and not systemd."""
-    if JOURNAL.exists():
-        with suppress(OSError):
-            handler = SysLogHandler(str(JOURNAL))
-            handler.ident = "facefleet-edge: "
-            logging.getLogger().addHandler(handler)
 
 
 def _end_in_order() -> None:

@@ -498,7 +498,9 @@ class Outbox:
                 for loss in self._drop(some, reason, gone, lost):
                     _join(losses, loss)
         if losses and self._losing != reason:
-            log.error("outbox %s has no room (%s): the oldest events are being lost", self._path, reason.name.lower())
+            why = reason.name.lower()
+            fields = {"EVENT": "events_lost"}
+            log.error("outbox %s has no room (%s): the oldest events are being lost", self._path, why, extra=fields)
             self._losing = reason
         return losses
 
