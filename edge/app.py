@@ -157,7 +157,7 @@ class Box:
                 notifier.alive()
                 fed_s, self.fed_at_s = now_s, boottime_s()
             elif now_s - fed_s >= STUCK_S and late:
-                log.error("stuck: %s; the watchdog is no longer fed", ", ".join(late))
+                log.error("stuck: %s; the watchdog is no longer fed", ", ".join(late), extra={"EVENT": "stuck"})
                 fed_s = now_s
             changed = self._states()
             if now_s >= health_due_s or changed != states:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from edge.app import run_box
-    from edge.box.logs import set_up
+    from edge.box.logs import name_box, set_up
     from edge.config import load_box
 
     set_up(logging.DEBUG if args.verbose else logging.INFO)
@@ -57,7 +57,9 @@ def _run(args: argparse.Namespace) -> int:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return run_box(load_box(args.config), stop=stop)
+        config = load_box(args.config)
+        name_box(config.box.site, config.box.box)
+        return run_box(config, stop=stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
