@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from edge.link import Message
 
@@ -82,12 +83,10 @@ class Inbox:
             self._bytes -= taken_bytes
         return taken
 
-    def take_health(self) -> list[Delivery]:
-        """Return the newest health of every box that sent one since the last call."""
+    def take_health(self, most: int = 1 << 30) -> list[Delivery]:
+        """Return the newest health of boxes that sent one since the last call, the longest waiting first."""
         with self._news:
-            taken = list(self._health.values())
-            self._health.clear()
-        return taken
+            return [self._health.pop(box) for box in list(islice(self._health, most))]
 
     def wake(self) -> None:
         """End a wait in `take`."""

@@ -69,24 +69,29 @@ class Registry:
             self._new_boxes |= {(site, box): box_id for site, box, box_id in rows}
         return {name: known[name] for name in wanted if name in known}
 
-    def cameras(self, connection: Connection, box_id: int, names: Iterable[str]) -> dict[str, int]:
-        """Return the ids of a box's cameras, registering those not seen before."""
+    def cameras(self, connection: Connection, names: Iterable[tuple[int, str]]) -> dict[tuple[int, str], int]:
+        """Return the ids of cameras by (box_id, name), registering those not seen before."""
         wanted = sorted(set(names))
+        columns = {"boxes": [box_id for box_id, _ in wanted], "names": [name for _, name in wanted]}
         connection.execute(
-            "INSERT INTO cameras (box_id, name) SELECT %s, n FROM unnest(%s::text[]) n "
-            "WHERE NOT EXISTS (SELECT FROM cameras WHERE box_id = %s AND name = n) ORDER BY n ON CONFLICT DO NOTHING",
-            (box_id, wanted, box_id),
+            "INSERT INTO cameras (box_id, name) "
+            "SELECT n.* FROM unnest(%(boxes)s::integer[], %(names)s::text[]) AS n (box_id, name) "
+            "WHERE NOT EXISTS (SELECT FROM cameras c WHERE c.box_id = n.box_id AND c.name = n.name) "
+            "ORDER BY 1, 2 ON CONFLICT DO NOTHING",
+            columns,
         )
         rows = connection.execute(
-            "SELECT name, camera_id FROM cameras WHERE box_id = %s AND name = ANY(%s)", (box_id, wanted)
+            "SELECT box_id, name, camera_id FROM cameras "
+            "JOIN unnest(%(boxes)s::integer[], %(names)s::text[]) AS n (box_id, name) USING (box_id, name)",
+            columns,
         )
-        return dict(rows.fetchall())
+        return {(box_id, name): camera_id for box_id, name, camera_id in rows}
 
     def learn(self, connection: Connection, box_id: int, digest: int, vocabulary: Vocabulary) -> None:
         """Write a vocabulary down. The digest is the box's word: a newer one hashes fields unknown to us."""
         if (box_id, digest) in self._meanings or (box_id, digest) in self._new_meanings:
             return
-        self.cameras(connection, box_id, vocabulary.cameras)
+        self.cameras(connection, ((box_id, name) for name in vocabulary.cameras))
         row = connection.execute(
             "INSERT INTO vocabularies (box_id, digest, cameras, heads) VALUES (%s, %s, %s, %s) "
             "ON CONFLICT DO NOTHING RETURNING vocabulary_id",

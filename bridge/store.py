@@ -93,17 +93,26 @@ class Store:
         self._registry.keep()
 
     def write_health(self, site: str, box: str, health_json: bytes, received_at: datetime) -> None:
-        """Write a health message: the latest per box, and the history per box and camera."""
+        """Write one health message: the latest per box, and the history per box and camera."""
+        self.write_healths([Incoming(site, box, health_json, topic(site, box, "health"), received_at)])
+
+    def write_healths(self, messages: Sequence[Incoming]) -> None:
+        """Write health messages in one transaction; one that cannot be written becomes a dead letter."""
         try:
             with self._transaction() as connection:
-                fleet.write_health(connection, self._registry, site, box, health_json, received_at)
+                fleet.write_healths(connection, self._registry, messages)
             self._registry.keep()
+            return
         except (psycopg.Error, WireError) as error:
             if isinstance(error, psycopg.Error) and classify(error) is not Verdict.BAD_ROW:
                 raise
-            message = Incoming(site, box, health_json, topic(site, box, "health"), received_at)
-            with self._transaction() as connection:
-                bury(connection, [DeadLetter("health", str(error), message, health_json)])
+            refused = str(error)
+        if half := len(messages) // 2:
+            self.write_healths(messages[:half])
+            self.write_healths(messages[half:])
+            return
+        with self._transaction() as connection:
+            bury(connection, [DeadLetter("health", refused, messages[0], messages[0].payload)])
 
     def covered(self, site: str, box: str) -> tuple[Covered, ...]:
         """Return what is covered of a box's recent streams, newest first."""

@@ -36,6 +36,7 @@ Status = Literal["accepting", "paused"]
 
 MOST_MESSAGES = 200  # per transaction: at 50 events each some 70 ms of COPY, so an ack is never far
 MOST_BYTES = 4 << 20
+MOST_HEALTH = 200  # between two rounds of events: a fleet that reconnects says its health all at once
 IDLE_S = 0.5
 MAINTAIN_S = 3600.0
 STATE_DECODER = msgspec.json.Decoder(BoxState)
@@ -46,7 +47,7 @@ class Store(Protocol):
 
     def write(self, messages: Sequence[Incoming]) -> Written: ...
     def write_state(self, site: str, box: str, state: BoxState, received_at: datetime) -> None: ...
-    def write_health(self, site: str, box: str, payload: bytes, received_at: datetime) -> None: ...
+    def write_healths(self, messages: Sequence[Incoming]) -> None: ...
     def covered(self, site: str, box: str) -> tuple[Covered, ...]: ...
     def database_uuid(self) -> UUID: ...
     def maintain(self, now: datetime) -> object: ...
@@ -215,8 +216,8 @@ class Subscriber:
             self._write_first(store)
             self._publish_acks()  # between the parts too: a start with many births must not silence the acks
         self._accept()
-        for delivery in self.inbox.take_health():
-            self._write_health(store, delivery)
+        if healths := self.inbox.take_health(MOST_HEALTH):
+            self._write_health(store, healths)
         if self.inbox.roomy:
             self._ack_to_broker([self._unacked.popleft() for _ in range(len(self._unacked))])
         self._publish_acks()
@@ -286,13 +287,19 @@ class Subscriber:
             complete = len(found) < RECENT_STREAMS  # else there may be more
             self._acks.note((delivery.site, delivery.box), held.values(), complete=complete)
 
-    def _write_health(self, store: Store, delivery: Delivery) -> None:
+    def _write_health(self, store: Store, deliveries: Sequence[Delivery]) -> None:
         try:
-            store.write_health(delivery.site, delivery.box, delivery.message.payload, delivery.received_at)
+            store.write_healths(
+                [Incoming(d.site, d.box, d.message.payload, d.message.topic, d.received_at) for d in deliveries]
+            )
         except (msgspec.MsgspecError, UnicodeDecodeError, WireError, psycopg.DataError) as error:
-            self._malformed(delivery, error)
+            if len(deliveries) == 1:
+                self._malformed(deliveries[0], error)
+                return
+            for delivery in deliveries:
+                self._write_health(store, [delivery])
         else:
-            self.counts.health += 1
+            self.counts.health += len(deliveries)
 
     def _malformed(self, delivery: Delivery, error: Exception) -> None:
         self.counts.malformed += 1

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bridge.store import Store
-from edge.wire import BoxState, CameraHealth, Head, Health, ModelHealth, StageMs, Vocabulary
+from bridge.store import Incoming, Store
+from edge.wire import BoxState, CameraHealth, Head, Health, ModelHealth, StageMs, Vocabulary, topic
 from tests.bridge.events import NOW, birth, count, death, ended, query, sent
 
 MODEL = ModelHealth("1", "CPU", "model.onnx", "ok")
@@ -118,6 +118,22 @@ def test_unreadable_health_is_a_dead_letter_and_blocks_nothing(store: Store, dsn
     assert count(dsn, "health") == 0
     store.write_health("lab", "b1", msgspec.json.encode(health()), NOW)
     assert count(dsn, "health") == 1
+
+
+def test_health_of_many_boxes_is_written_together_and_one_that_cannot_be_costs_only_itself(
+    store: Store, dsn: str
+) -> None:
+    said = {f"b{n:02}": msgspec.json.encode(health(outbox_events=n)) for n in range(20)}
+    said["b07"] = b"{"
+    said["b13"] = msgspec.json.encode(health(publisher="a\0b"))
+    store.write_healths([Incoming("lab", box, raw, topic("lab", box, "health"), NOW) for box, raw in said.items()])
+    written = query(dsn, "SELECT b.name, h.outbox_events FROM health h JOIN boxes b USING (box_id) ORDER BY 1")
+    assert [(row["name"], row["outbox_events"]) for row in written] == [
+        (f"b{n:02}", n) for n in range(20) if n not in (7, 13)
+    ]
+    assert (count(dsn, "health_latest"), count(dsn, "camera_health"), count(dsn, "cameras")) == (18, 18, 18)
+    letters = query(dsn, "SELECT topic FROM dead_letters ORDER BY 1")
+    assert [letter["topic"] for letter in letters] == [topic("lab", box, "health") for box in ("b07", "b13")]
 
 
 def test_strict_registry_writes_nothing_of_unknown_boxes(dsn: str) -> None:

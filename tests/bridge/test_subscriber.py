@@ -17,7 +17,7 @@ from psycopg import errors
 from bridge.batches import Incoming
 from bridge.errors import ConfigError, StoreError
 from bridge.store import RECENT_STREAMS, Written
-from bridge.subscriber import Status, Subscriber
+from bridge.subscriber import MOST_HEALTH, Status, Subscriber
 from edge.link import Message
 from edge.wire import BoxState, Covered, WireError, decode_ack, decode_batch, encode_batch
 from tests.bridge.box import visits, wait_until
@@ -66,9 +66,9 @@ class FakeStore:
         self._check()
         self.log.append(f"state {state.state}")
 
-    def write_health(self, site: str, box: str, payload: bytes, received_at: datetime) -> None:
+    def write_healths(self, messages: Sequence[Incoming]) -> None:
         self._check()
-        self.log.append(f"health {payload.decode()}")
+        self.log += [f"health {message.payload.decode()}" for message in messages]
 
     def covered(self, site: str, box: str) -> tuple[Covered, ...]:
         return self.known.get((site, box), ())
@@ -440,6 +440,36 @@ def test_newest_health_is_written_and_needs_no_ack() -> None:
         check_after(lambda: "health 49" in bench.store.log, bench)
         assert sum(entry.startswith("health") for entry in bench.store.log) == 1
         assert len(bench.outlet.acked) == 1
+
+
+def test_unreadable_health_costs_its_neighbours_nothing() -> None:
+    with running() as bench:
+        wait_until(lambda: bench.subscriber.status == "accepting")
+        bench.store.gate.clear()
+        bench.hear("events", batch(1))
+        time.sleep(0.1)
+        for name, payload in (("b1", b"1"), ("b2", b"\xff"), ("b3", b"3")):
+            bench.hear("health", payload, box=name, qos=0)
+        bench.store.gate.set()
+        check_after(lambda: bench.subscriber.counts.health + bench.subscriber.counts.malformed == 3, bench)
+        assert [entry for entry in bench.store.log if entry.startswith("health")] == ["health 1", "health 3"]
+        assert bench.subscriber.counts.malformed == 1
+
+
+def test_events_go_between_when_a_whole_fleet_says_its_health() -> None:
+    with running() as bench:
+        wait_until(lambda: bench.subscriber.status == "accepting")
+        bench.store.gate.clear()
+        bench.hear("events", batch(1))
+        time.sleep(0.1)
+        for n in range(3 * MOST_HEALTH):
+            bench.hear("health", b"", box=f"b{n}", qos=0)
+        bench.hear("events", batch(6))
+        bench.store.gate.set()
+        check_after(lambda: bench.subscriber.counts.health == 3 * MOST_HEALTH, bench)
+        second = [i for i, entry in enumerate(bench.store.log) if entry == "events"][1]
+        before = sum(entry.startswith("health") for entry in bench.store.log[:second])
+        assert before <= MOST_HEALTH
 
 
 def test_stop_writes_what_is_in_hand() -> None:
