@@ -23,6 +23,7 @@ from edge.models.runtime import Loaded, Runtime, load_model
 from edge.pipeline import Pipeline, flat_attributes
 from edge.track.attributes import Attributes, HeadParams
 from edge.track.detector import Detector
+from edge.track.landmarks import Landmarks
 from edge.track.recording import Recorder
 from edge.track.sort import Sort, SortParams
 from edge.track.visits import VisitParams, Visits
@@ -45,15 +46,17 @@ class SharedRuntime:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """All models of a box: detectors by bundle name, heads by head name."""
+    """All models of a box: detectors by bundle name, heads by head name, and the five points where asked for."""
 
     detectors: Mapping[str, Loaded]
     heads: Mapping[str, Loaded]
     vocabulary: Vocabulary
+    landmarks: Loaded | None = None
 
     def health(self) -> dict[str, ModelHealth]:
         """Return what runs where, for the health message."""
-        return {n: _model_health(m) for n, m in {**self.detectors, **self.heads}.items()}
+        points = {"landmarks": self.landmarks} if self.landmarks else {}
+        return {n: _model_health(m) for n, m in {**self.detectors, **self.heads, **points}.items()}
 
 
 def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
@@ -75,8 +78,9 @@ def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
     names = {camera.detector: f"cameras[{i}].detector" for i, camera in enumerate(box.cameras)}
     detectors = {name: load(name, key, "detector") for name, key in names.items()}
     heads = {h.name: load(h.bundle_name, f"heads[{i}].bundle", "classifier") for i, h in enumerate(box.heads)}
+    points = load(box.landmarks, "landmarks", "landmarks") if box.landmarks else None
     words = tuple(Head(h.name, heads[h.name].bundle.manifest.labels, h.purpose or "") for h in box.heads)
-    return Models(detectors, heads, Vocabulary(tuple(c.id for c in box.cameras), words))
+    return Models(detectors, heads, Vocabulary(tuple(c.id for c in box.cameras), words), points)
 
 
 def find_bundle(models_dir: Path, name: str, key: str) -> Bundle:
@@ -142,16 +146,18 @@ def build_pipeline(
         gate=Gate(gate_params(camera)),
         detector=Detector(models.detectors[camera.detector], score_threshold=camera.score_threshold),
         sort=Sort(SortParams(camera.sort.max_age, camera.sort.min_hits, camera.sort.iou_threshold)),
-        attributes=(attributes := build_attributes(config.box.heads, models.heads)),
+        attributes=(attributes := build_attributes(config.box.heads, models.heads, models.landmarks)),
         visits=build_visits(config, index, attributes, models.vocabulary, rng, grid_s=grid_s),
         recorder=recorder,
     )
 
 
-def build_attributes(heads: tuple[HeadConfig, ...], loaded: Mapping[str, Loaded]) -> Attributes:
-    """Return the heads of one camera."""
+def build_attributes(
+    heads: tuple[HeadConfig, ...], loaded: Mapping[str, Loaded], landmarks: Loaded | None = None
+) -> Attributes:
+    """Return the heads of one camera; with landmarks they prefer faces that look into it."""
     params = {h.name: HeadParams(h.name, min_face_px=h.min_face_px, score_threshold=h.threshold) for h in heads}
-    return Attributes(loaded, params)
+    return Attributes(loaded, params, Landmarks(landmarks) if landmarks else None)
 
 
 def build_visits(

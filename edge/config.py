@@ -243,6 +243,10 @@ class Box(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: Annotated[str, Meta(description="UUID of the one database whose acks this box believes")]
     cameras: Annotated[tuple[Camera, ...], Meta(min_length=1)]
     heads: tuple[HeadConfig, ...] = tuple(HeadConfig(name) for name in DEFAULT_HEADS)
+    landmarks: (
+        Annotated[str, Meta(description="bundle of five points: of a visit's crops the frontal ones are asked about")]
+        | None
+    ) = None
     models_dir: str | None = None
     state_dir: str = "/var/lib/facefleet"
     credentials_dir: str | None = None
@@ -265,6 +269,13 @@ class Box(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             UUID(self.database)
         except ValueError:
             raise KeyMistake("database", repr(self.database), "a UUID; `facefleet-bridge migrate` prints it") from None
+
+    def bundles(self) -> tuple[tuple[str, str, str], ...]:
+        """Return every bundle this box runs, as (name, key that names it, task it must be for), without repeats."""
+        wanted = [(camera.detector, f"cameras[{i}].detector", "detector") for i, camera in enumerate(self.cameras)]
+        wanted += [(head.bundle_name, f"heads[{i}].bundle", "classifier") for i, head in enumerate(self.heads)]
+        wanted += [(self.landmarks, "landmarks", "landmarks")] if self.landmarks else []
+        return tuple(dict.fromkeys(wanted))
 
 
 class TlsFiles(msgspec.Struct, frozen=True):

@@ -57,10 +57,8 @@ def _page(config: LoadedConfig) -> list[str]:
 
 
 def _models(config: LoadedConfig) -> list[str]:
-    wanted = [(c.detector, f"cameras[{i}].detector", "detector") for i, c in enumerate(config.box.cameras)]
-    wanted += [(h.bundle_name, f"heads[{i}].bundle", "classifier") for i, h in enumerate(config.box.heads)]
     wrong = []
-    for name, key, task in dict.fromkeys(wanted):
+    for name, key, task in config.box.bundles():
         try:
             found = find_bundle(config.models_dir, name, key).manifest.task
             if found != task:

@@ -43,7 +43,7 @@ def examine(config: LoadedConfig | None) -> Iterator[Finding]:
         return
     box = config.box
     yield _guarded("disk", lambda: _disk(config.state_dir))
-    for bundle in dict.fromkeys([*(c.detector for c in box.cameras), *(h.bundle_name for h in box.heads)]):
+    for bundle in dict.fromkeys(name for name, _, _ in box.bundles()):
         yield _guarded(f"model {bundle}", lambda name=bundle: _model(config, name))  # type: ignore[misc]
     for i, camera in enumerate(box.cameras):
         yield _guarded(f"camera {camera.id}", lambda i=i: _camera(config, i))  # type: ignore[misc]

@@ -144,7 +144,7 @@ class Rig:
         self._pipeline = build_pipeline(
             config,
             0,
-            Models(_watch(models.detectors, watched), _watch(models.heads, watched), models.vocabulary),
+            replace(models, detectors=_watch(models.detectors, watched), heads=_watch(models.heads, watched)),
             random.Random(0),
             grid_s=0.0,
         )

@@ -43,7 +43,7 @@ def gather(config: LoadedConfig) -> Contents:
     text = slot_text(config.path.read_text("utf-8"), config.box, {keys: path.name for keys, path in tls.items()})
     files: dict[str, Path | bytes] = {"config.yaml": text.encode()}
     box = config.box
-    for name in dict.fromkeys([*(c.detector for c in box.cameras), *(h.bundle_name for h in box.heads)]):
+    for name in dict.fromkeys(name for name, _, _ in box.bundles()):
         bundle = load_bundle(config.models_dir / name)
         paths = [MANIFEST, *(f.path for role, f in bundle.manifest.files.items() if role not in NOT_FLASHED)]
         files |= {f"models/{name}/{path}": bundle.folder / path for path in paths}

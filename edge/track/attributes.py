@@ -5,7 +5,7 @@ crop only its probabilities are kept, and those die with the track: no pixels ou
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from edge.track.crops import cut, frontality, sharpness, side_px
 
 Floats = NDArray[np.float32]
 View = tuple[float, int, int, str]
+# From (H, W, 3) uint8 BGR and (N, 4) boxes to (N, 5, 2) points, in pixels of the frame; see `track.landmarks`.
+FindPoints = Callable[[NDArray[np.uint8], NDArray[np.floating]], Floats]
 
 
 class Head:
@@ -74,18 +76,25 @@ class Attributes:
     `crop_s` and `infer_s` are the wall-clock seconds of the last `observe`, for the per-stage benchmark.
     """
 
-    def __init__(self, heads: Mapping[str, Loaded], params: Mapping[str, HeadParams] | None = None) -> None:
+    def __init__(
+        self,
+        heads: Mapping[str, Loaded],
+        params: Mapping[str, HeadParams] | None = None,
+        find_points: FindPoints | None = None,
+    ) -> None:
         """Prepare the heads.
 
         Args:
             heads: classifier bundles by head name.
             params: how each looks at a track; a head not named here uses the defaults.
+            find_points: five points of the faces that a head may be asked about, where the detector brings none.
 
         Raises:
             ModelError: a bundle is no classifier.
         """
         given = params or {}
         self._heads = {name: Head(loaded, given.get(name, HeadParams(name))) for name, loaded in heads.items()}
+        self._find_points = find_points
         self.crop_s = self.infer_s = 0.0
         self._turn = 0
 
@@ -111,6 +120,8 @@ class Attributes:
         bars = {name: self._bars(head, track_ids.tolist(), sides.tolist()) for name, head in self._heads.items()}
         if not any(bars.values()):
             return
+        if landmarks is None and self._find_points is not None:
+            landmarks = self._points(self._find_points, bars, frame, xyxy, sides)
         quality = Quality(frame, xyxy, sides * frontality(xyxy, landmarks))
         rows = {name: self._deserving(self._heads[name], track_ids, bars[name], quality) for name in bars}
         self.crop_s = time.perf_counter() - started
@@ -142,6 +153,21 @@ class Attributes:
             if bar < float("inf"):
                 bars[row] = bar
         return bars
+
+    def _points(
+        self,
+        find_points: FindPoints,
+        bars: Mapping[str, Mapping[int, float]],
+        frame: NDArray[np.uint8],
+        xyxy: NDArray[np.floating],
+        sides: Floats,
+    ) -> Floats:
+        """Return (N, 5, 2) points, NaN for faces that would beat no bar even if they looked straight at us."""
+        rows = sorted({row for each in bars.values() for row, bar in each.items() if sides[row] > bar})
+        points = np.full((len(xyxy), 5, 2), np.nan, np.float32)
+        if rows:
+            points[rows] = find_points(frame, xyxy[rows])
+        return points
 
     def _deserving(
         self, head: Head, track_ids: NDArray[np.int64], bars: Mapping[int, float], quality: Quality

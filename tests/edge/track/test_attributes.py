@@ -187,6 +187,49 @@ def test_a_profile_gives_way_to_a_frontal_face(frame):
     assert student.crops == 2
 
 
+def points_like(nose):
+    """Upright eyes 40 px apart with the nose so far along from one to the other."""
+    return np.array([[20, 40], [60, 40], [20 + 40 * nose, 60], [30, 80], [50, 80]], np.float32)
+
+
+def test_a_landmark_bundle_tells_profile_from_front_where_the_detector_does_not(frame):
+    student, noses = FakeStudent([0.55]), [0.9, 0.9, 0.5, 0.5]
+
+    def find(_frame, xyxy):
+        return np.stack([points_like(noses.pop(0)) for _ in xyxy])
+
+    params = {"gender": HeadParams("gender", spacing=1, best_k=1)}
+    attributes = Attributes({"gender": head(student)}, params, find)
+    for _ in range(4):
+        attributes.observe(frame, ids(1), boxes(box(100)))
+    assert student.crops == 2
+
+
+def test_landmarks_are_sought_only_on_faces_a_head_may_ask_about(frame):
+    asked = []
+
+    def find(_frame, xyxy):
+        asked.append(len(xyxy))
+        return np.stack([points_like(0.5) for _ in xyxy])
+
+    params = {"gender": HeadParams("gender", spacing=1, stable_after=1, best_k=1)}
+    attributes = Attributes({"gender": head(FakeStudent())}, params, find)
+    small, large = box(30, 300, 10), box(100)
+    for _ in range(6):
+        attributes.observe(frame, ids(1, 2), boxes(small, large))
+    assert set(asked) == {1}
+    assert len(asked) < 6  # the large face settles, and then nobody is asked about
+
+
+def test_points_of_the_detector_are_believed_before_a_bundle(frame):
+    def find(_frame, _xyxy):
+        raise AssertionError("asked although the detector knew")
+
+    attributes = Attributes({"gender": head(FakeStudent())}, None, find)
+    attributes.observe(frame, ids(1), boxes(box(100)), points_like(0.5)[None])
+    assert attributes.votes(1)["gender"].label == "male"
+
+
 def test_crops_are_cut_where_the_faces_are(frame):
     student = FakeStudent()
     frame[:] = 0
