@@ -58,12 +58,12 @@ def _grid(n: int, rng: torch.Generator) -> Tensor:
 
 
 def _elsewhere(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Give a third of the faces another's surroundings: hair and background must not be what makes a person."""
+    """Give most of the faces another's surroundings: hair and background must not be what makes a person."""
     n = len(x)
     along = (torch.arange(SIZE_PX) + 0.5) / SIZE_PX * 2 - 1
     radius = (along.view(1, -1) / 0.82).square() + ((along.view(-1, 1) - 0.05) / 1.02).square()
     outside = torch.sigmoid((radius - 1) * 8).view(1, 1, SIZE_PX, SIZE_PX)
-    chosen = (torch.rand(n, 1, 1, 1, generator=rng) < 0.35).float()
+    chosen = (torch.rand(n, 1, 1, 1, generator=rng) < 0.6).float()
     other = x[torch.randperm(n, generator=rng)]
     return x + (other - x) * outside * chosen
 

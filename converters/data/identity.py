@@ -28,7 +28,7 @@ from edge.track.alignment import align
 CONTEXT = 0.125  # of the aligned face's side, on every side
 CONTEXT_PX = 140  # 112 without the context
 MIN_EYES_PX = 12.0
-FRAMES = 40
+FRAMES = {"talking": 40, "filmed": 10}  # per clip
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -77,8 +77,8 @@ class Aligner:
         self._source = Input(CONTEXT_PX, CONTEXT_PX, fit="stretch")
 
     def largest(self, picture: Images) -> Images | None:
-        """Return the largest face of a tight crop or a portrait, or None."""
-        scale, pad = 160 / max(picture.shape[:2]), 40
+        """Return the largest face of a tight crop, or None."""
+        scale, pad = 112 / max(picture.shape[:2]), 24
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         image = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how)
         image = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
@@ -118,14 +118,15 @@ def _scenes(data: Path, aligner: Aligner) -> Iterator[Row]:
             name = f"{sample.name}#{number}"
             yield face, name, "mik1i" if sample.source == "webcam" else sample.name, _unlabelled(name), sample.sha256
     for sample in detection.portraits(data):
-        portrait = aligner.largest(sample.image)
-        if portrait is not None:
+        for portrait in aligner.every(sample.image)[:1]:
             yield portrait, sample.name, sample.name, _unlabelled(sample.name), sample.sha256
 
 
 def _clips(data: Path, aligner: Aligner) -> Iterator[Row]:
     """Clips of one person each: the only real pictures of one face with several looks."""
-    for sample in itertools.chain(detection.talking_heads(data, FRAMES), detection.filmed(data, FRAMES)):
+    for sample in itertools.chain(
+        detection.talking_heads(data, FRAMES["talking"]), detection.filmed(data, FRAMES["filmed"])
+    ):
         if "classroom" in sample.name:
             continue
         clip = sample.name.partition("#")[0]
