@@ -2,7 +2,7 @@
 
 Everything that tells of somebody goes: visits and open visits that reach into the span, their updates, presence,
 health, dead letters and quarantined events; what they counted is taken out of the rollups and attribute counts. What
-stays says nothing of anybody: the registry, the covered ranges, the ledger's 8-byte digests, losses, and a tombstone,
+stays says nothing of anybody: the registry, the covered ranges, the ledger's digests, losses, and a tombstone,
 by which the bridge counts whatever comes later of the span as covered and drops it.
 """
 
@@ -19,7 +19,7 @@ from bridge.batches import read
 from bridge.connection import Connection
 from bridge.errors import BridgeError
 from bridge.graves import Span, extent_of
-from bridge.transaction import roll_up
+from bridge.rollups import roll_up
 from edge.wire import ROOT, WireError, check_id
 
 OPTIONS = "-c search_path=facefleet,pg_temp -c TimeZone=UTC -c lock_timeout=60s"

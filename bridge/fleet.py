@@ -11,9 +11,9 @@ from bridge.batches import Incoming, check_vocabulary
 from bridge.connection import Connection
 from bridge.letters import bury
 from bridge.registry import Registry
-from bridge.rows import DeadLetter
+from bridge.rollups import roll_up
+from bridge.runs import DeadLetter
 from bridge.statements import CLOSE_OPEN, RETRACT_CLOSED
-from bridge.transaction import roll_up
 from edge.wire import BoxState, EndReason, Health, WireError, topic
 
 _health = msgspec.json.Decoder(Health)

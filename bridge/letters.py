@@ -4,14 +4,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from bridge.connection import Connection
-from bridge.rows import DeadLetter, Quarantined, Run
+from bridge.runs import DeadLetter, Quarantined
 from bridge.statements import INSERT_DEAD_LETTER, INSERT_QUARANTINE
-
-
-def dead_letter(run: Run, seq: int, reason: str, error: str) -> DeadLetter:
-    """Return the dead letter of one event of a run."""
-    parsed = run.parsed
-    return DeadLetter(reason, error, run.message, parsed.single(seq), parsed.batch.stream, seq)
 
 
 def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:

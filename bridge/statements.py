@@ -8,14 +8,18 @@ Every statement that takes row locks takes them in key order, and all writers ta
 TEMPORARY = """
 CREATE TEMP TABLE IF NOT EXISTS in_visits (LIKE facefleet.visits) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_open (LIKE facefleet.open_visits) ON COMMIT DELETE ROWS;
-CREATE TEMP TABLE IF NOT EXISTS in_updates (LIKE facefleet.track_updates) ON COMMIT DELETE ROWS;
+CREATE TEMP TABLE IF NOT EXISTS in_track_updates (LIKE facefleet.track_updates) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_presence (LIKE facefleet.presence) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_delta (LIKE facefleet.rollup_hours) ON COMMIT DELETE ROWS;
 CREATE TEMP TABLE IF NOT EXISTS in_erased (stream bigint, camera_id integer, track bigint) ON COMMIT DELETE ROWS;
 ALTER TABLE in_open ALTER COLUMN closed SET DEFAULT false;
 """
 
-EMPTY_TEMPORARY = "TRUNCATE in_visits, in_open, in_updates, in_presence, in_delta, in_erased"
+EMPTY_TEMPORARY = "TRUNCATE in_visits, in_open, in_track_updates, in_presence, in_delta, in_erased"
+
+COPY_DELTA = """
+COPY in_delta (bucket, camera_id, visits, dwell_ms, person_ms, most, entered) FROM STDIN (FORMAT binary)
+"""
 
 COPY_OPEN = """
 COPY in_open (stream, camera_id, track, first_seq, last_seq, started_at, last_at, entry_x, entry_y, exit_x, exit_y,
@@ -48,7 +52,7 @@ WHERE s.stream = n.stream
 
 # A batch has at most 500 events, so an overlapping one begins less than 500 before.
 KNOWN_DIGESTS = """
-SELECT b.stream, b.first_seq, b.digests
+SELECT b.stream, b.first_seq, b.last_seq, b.digests
 FROM (SELECT DISTINCT * FROM unnest(%(streams)s::bigint[], %(first)s::bigint[], %(last)s::bigint[]))
     AS d (stream, first, last)
 JOIN batches b ON b.stream = d.stream AND b.first_seq BETWEEN d.first - 499 AND d.last AND b.last_seq >= d.first
@@ -73,28 +77,34 @@ counted AS (
 SELECT count(*) FROM changed
 """
 
+# What is inserted -------------------------------------------------------------------------------------------------
+
+# The covered ranges have said what is new, so rows go straight into their table, and its key only stands guard. When
+# it objects (the ranges were lost, or a row is refused for another reason), `INSERT` sorts out what is there already.
+COPY = {
+    table: f"COPY {table} FROM STDIN (FORMAT binary)"
+    for table in ("visits", "track_updates", "presence", "in_visits", "in_track_updates", "in_presence")
+}
+INSERT = {
+    table: f"INSERT INTO {table} SELECT * FROM in_{table} ON CONFLICT DO NOTHING RETURNING stream, seq"
+    for table in ("visits", "track_updates", "presence")
+}
+
 # A second `ended` of one track changes nothing: the row that came first stands. `earliest` is the earliest start of
 # any visit here, and keeps the search out of older partitions.
-INSERT_VISITS = """
-WITH changed AS (
-    INSERT INTO visits SELECT * FROM in_visits i
-    WHERE NOT EXISTS (
-        SELECT FROM visits v WHERE v.stream = i.stream AND v.camera_id = i.camera_id AND v.track = i.track
-        AND v.ended_at >= %(earliest)s AND v.seq IS NOT NULL)
-    ON CONFLICT DO NOTHING
-    RETURNING camera_id, ended_at, dwell_ms, labels
-), """ + COUNT_VISITS.format(sign="")
-
-REFUSED_VISITS = """
-SELECT stream, camera_id, track FROM in_visits i
-WHERE NOT EXISTS (
-    SELECT FROM visits v WHERE v.stream = i.stream AND v.camera_id = i.camera_id AND v.track = i.track
-    AND v.ended_at >= %(earliest)s AND v.seq = i.seq)
+ENDED_BEFORE = """
+SELECT n.place - 1
+FROM unnest(%(stream)s::bigint[], %(camera_id)s::bigint[], %(track)s::bigint[])
+    WITH ORDINALITY AS n (stream, camera_id, track, place)
+WHERE EXISTS (
+    SELECT FROM visits v WHERE v.stream = n.stream AND v.camera_id = n.camera_id::integer AND v.track = n.track
+    AND v.ended_at >= %(earliest)s AND v.seq IS NOT NULL)
 """
 
 END_OPEN = """
-DELETE FROM open_visits o USING in_visits i
-WHERE o.stream = i.stream AND o.camera_id = i.camera_id AND o.track = i.track
+DELETE FROM open_visits o
+USING unnest(%(stream)s::bigint[], %(camera_id)s::bigint[], %(track)s::bigint[]) AS n (stream, camera_id, track)
+WHERE o.stream = n.stream AND o.camera_id = n.camera_id::integer AND o.track = n.track
 """
 
 # P35: what comes after the end opens nothing.
@@ -148,16 +158,16 @@ WITH closing AS (
     RETURNING camera_id, ended_at, dwell_ms, labels
 ), """ + COUNT_VISITS.format(sign="")
 
-# Updates, presence, rollups ---------------------------------------------------------------------------------------
+# Rollups --------------------------------------------------------------------------------------------------------------
 
-INSERT_UPDATES = "INSERT INTO track_updates SELECT * FROM in_updates ON CONFLICT DO NOTHING"
-
-INSERT_PRESENCE = """
-WITH changed AS (
-    INSERT INTO presence SELECT * FROM in_presence ON CONFLICT DO NOTHING RETURNING *
-)
-INSERT INTO in_delta (bucket, camera_id, visits, dwell_ms, person_ms, most, entered)
-SELECT date_trunc('minute', at), camera_id, 0, 0, sum(person_ms), max(most), sum(entered) FROM changed GROUP BY 1, 2
+COUNT_LABELS = """
+INSERT INTO attribute_hours AS a (bucket, camera_id, head, label, visits)
+SELECT date_trunc('hour', timestamptz '2000-01-01 00:00Z' + n.bucket * interval '1 microsecond', z.timezone),
+    z.camera_id, n.head, n.label, sum(n.visits)
+FROM unnest(%(bucket)s::bigint[], %(camera_id)s::bigint[], %(head)s::text[], %(label)s::text[], %(visits)s::bigint[])
+    AS n (bucket, camera_id, head, label, visits) JOIN camera_zones z ON z.camera_id = n.camera_id::integer
+GROUP BY 1, 2, 3, 4 ORDER BY 2, 1, 3, 4
+ON CONFLICT (camera_id, bucket, head, label) DO UPDATE SET visits = a.visits + excluded.visits
 """
 
 _ADD_UP = """

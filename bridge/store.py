@@ -13,11 +13,12 @@ import psycopg
 
 from bridge import fleet, partitions, statements
 from bridge.batches import Incoming, Parsed, read
-from bridge.connection import Connection
+from bridge.columns import Columns
+from bridge.connection import Connection, adapt
 from bridge.errors import StoreError
 from bridge.letters import bury
 from bridge.registry import Policy, Registry
-from bridge.rows import DeadLetter
+from bridge.runs import DeadLetter
 from bridge.sqlstate import Verdict, classify
 from bridge.transaction import Transaction, Written
 from edge.wire import BoxState, Covered, WireError, topic
@@ -68,19 +69,22 @@ class Store:
             StoreError: the database refuses something that no single row is to blame for.
         """
         dead: list[DeadLetter] = []
-        batches: list[tuple[Incoming, Parsed]] = []
+        readable: list[Incoming] = []
+        batches: list[Parsed] = []
         for message in messages:
             try:
-                batches.append((message, read(message.payload)))
+                batches.append(read(message.payload))
+                readable.append(message)
             except WireError as error:
                 dead.append(DeadLetter("unreadable", str(error), message, message.payload))
+        columns = Columns.of(batches)
         try:
-            return self._transact(batches, dead, careful=False)
+            return self._transact(readable, columns, dead, careful=False)
         except psycopg.Error as error:
             if classify(error) is not Verdict.BAD_ROW:
                 raise
         try:  # the whole again, this time with savepoints around ever smaller halves
-            return self._transact(batches, dead, careful=True)
+            return self._transact(readable, columns, dead, careful=True)
         except psycopg.Error as error:
             if classify(error) is not Verdict.BAD_ROW:
                 raise
@@ -165,6 +169,7 @@ class Store:
                 self._dsn, autocommit=True, options=self._options, connect_timeout=CONNECT_TIMEOUT_S,
                 application_name="facefleet-bridge",
             )  # fmt: skip
+            adapt(connection)
             try:
                 connection.execute(statements.TEMPORARY)
             except BaseException:
@@ -179,13 +184,13 @@ class Store:
         return _begin(self._connection())
 
     def _transact(
-        self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool
+        self, messages: Sequence[Incoming], columns: Columns, dead: Sequence[DeadLetter], *, careful: bool
     ) -> Written:
         with self._transaction() as connection:
             transaction = Transaction(
-                connection, self._registry, self._known_streams, now=self._clock(), retention=self._retention
+                connection, self._registry, self._known_streams, columns, now=self._clock(), retention=self._retention
             )
-            written = transaction.run(batches, dead, careful=careful)
+            written = transaction.run(messages, dead, careful=careful)
         self._registry.keep()
         self._known_streams |= transaction.streams.keys()
         return written

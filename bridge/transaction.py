@@ -4,29 +4,30 @@ Lock the streams, sort out what is new, copy it in, count it, cover it. Rollups 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import psycopg
 
-from bridge import ledger
+from bridge import ledger, rollups
 from bridge import statements as sql
-from bridge.batches import Incoming, Parsed
+from bridge.batches import Incoming, Parsed, read_event
+from bridge.columns import Columns
 from bridge.connection import Connection, copy
 from bridge.erasure import name_tracks, remove_tracks
 from bridge.graves import Graves, Key, Span, key_of
-from bridge.letters import bury, dead_letter, quarantine
+from bridge.letters import bury, quarantine
 from bridge.ranges import Coverage
 from bridge.registry import Registry
-from bridge.rows import DeadLetter, Lost, Quarantined, Rows, Run
+from bridge.rollups import roll_up
+from bridge.rows import Rows
+from bridge.runs import DeadLetter, Lost, Quarantined, Run
 from bridge.sqlstate import Verdict, classify
-from edge.wire import AnyEvent, Covered, EndReason, Loss
-
-COPY_VISITS = "COPY in_visits FROM STDIN (FORMAT binary)"
-COPY_UPDATES = "COPY in_updates FROM STDIN (FORMAT binary)"
-COPY_PRESENCE = "COPY in_presence FROM STDIN (FORMAT binary)"
+from bridge.table import Table
+from edge.wire import AnyEvent, Covered, EndReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Transaction:
         connection: Connection,
         registry: Registry,
         known_streams: set[int],
+        columns: Columns,
         *,
         now: datetime,
         retention: timedelta,
@@ -71,6 +73,7 @@ class Transaction:
         self._known_streams = known_streams
         self._now = now
         self._retention = retention
+        self._columns = columns
         self._runs: list[Run] = []
         self._repeats: list[Run] = []
         self._touched: dict[tuple[str, str], set[int]] = {}
@@ -80,25 +83,25 @@ class Transaction:
         self._graves: dict[int, Graves] = {}  # by stream
         self._erased: list[int] = []  # tombstones, one for each event that came too late
 
-    def run(self, batches: Sequence[tuple[Incoming, Parsed]], dead: Sequence[DeadLetter], *, careful: bool) -> Written:
+    def run(self, messages: Sequence[Incoming], dead: Sequence[DeadLetter], *, careful: bool) -> Written:
         """Do all of it.
 
         Args:
-            batches: messages that could be read, in any order, repeats included.
-            dead: messages that could not.
+            messages: those that could be read, in the order of the columns, repeats included.
+            dead: messages that could not be read.
             careful: put savepoints around ever smaller halves, to find the rows the database refuses.
         """
         self._dead += dead
-        unknown = self._sort_out(batches)
+        unknown = self._sort_out(messages)
         self._dig()
-        ledger.write(self._connection, self._runs, self._now)
+        ledger.write(self._connection, self._runs, self._columns, self._now)
         if self._repeats:
-            oldest = min(self.streams[run.parsed.batch.stream].first_at for run in self._repeats)
+            oldest = min(self.streams[run.stream].first_at for run in self._repeats)
             found = ledger.conflicts(self._connection, self._repeats, since=oldest)
             self._dead += [letter for letter in found if not self._is_erased(letter)]
         inserted = 0
         if self._runs:
-            inserted = self._bisect(self._runs) if careful else self._apply(self._runs)
+            inserted = self._bisect(self._runs) if careful else self._apply(self._runs, careful=False)
             inserted += self._write_losses()
         for tombstone, events in sorted(Counter(self._erased).items()):
             self._connection.execute(sql.COUNT_DROPPED, (events, tombstone))
@@ -118,45 +121,46 @@ class Transaction:
 
     # What is new --------------------------------------------------------------------------------------------------
 
-    def _sort_out(self, batches: Sequence[tuple[Incoming, Parsed]]) -> int:
+    def _sort_out(self, messages: Sequence[Incoming]) -> int:
         """Split every batch into runs that are new and runs that were here before; return how many mean nothing yet."""
-        box_ids = self._registry.boxes(self._connection, ((m.site, m.box) for m, _ in batches))
-        registered: list[tuple[Incoming, Parsed, int]] = []
-        for message, parsed in batches:
+        box_ids = self._registry.boxes(self._connection, {(m.site, m.box) for m in messages})
+        registered: list[tuple[int, Incoming, Parsed, int]] = []
+        for place, (message, parsed) in enumerate(zip(messages, self._columns.parsed, strict=True)):
             box_id = box_ids.get((message.site, message.box))
             if box_id is None:  # not covered: once the box is registered, its resend gets in
                 error = f"box {message.site}/{message.box} is not registered, and the registry is strict"
                 self._dead.append(DeadLetter("unknown box", error, message, message.payload))
                 continue
-            registered.append((message, parsed, box_id))
-            if parsed.batch.vocabulary is not None:
-                digest = parsed.batch.vocabulary_digest
-                self._registry.learn(self._connection, box_id, digest, parsed.batch.vocabulary)
+            registered.append((place, message, parsed, box_id))
+            if parsed.envelope.vocabulary is not None:
+                digest = parsed.envelope.vocabulary_digest
+                self._registry.learn(self._connection, box_id, digest, parsed.envelope.vocabulary)
         meanings = self._registry.meanings(
-            self._connection, ((box_id, parsed.batch.vocabulary_digest) for _, parsed, box_id in registered)
+            self._connection, {(box_id, parsed.envelope.vocabulary_digest) for *_, parsed, box_id in registered}
         )
-        clear = [item for item in registered if (item[2], item[1].batch.vocabulary_digest) in meanings]
-        clear.sort(key=lambda item: (item[1].batch.stream, item[1].batch.first_seq))
-        self.streams = self._lock(clear)
-        for message, parsed, box_id in clear:
-            batch = parsed.batch
-            meaning, stream = meanings[box_id, batch.vocabulary_digest], self.streams[batch.stream]
-            first, last = batch.first_seq, batch.first_seq + len(batch.events) - 1
+        clear = [item for item in registered if (item[3], item[2].envelope.vocabulary_digest) in meanings]
+        clear.sort(key=lambda item: (item[2].envelope.stream, item[2].envelope.first_seq))
+        self.streams = self._lock({place: (parsed, box_id) for place, _, parsed, box_id in clear})
+        for place, message, parsed, box_id in clear:
+            envelope = parsed.envelope
+            meaning, stream = meanings[box_id, envelope.vocabulary_digest], self.streams[envelope.stream]
+            first, last = envelope.first_seq, parsed.last_seq
             fresh = stream.coverage.missing(first, last)
-            self._runs += [Run(message, parsed, meaning, *gap) for gap in fresh]
-            self._repeats += [Run(message, parsed, meaning, *part) for part in _between(fresh, first, last)]
+            self._runs += [Run(message, parsed, meaning, *gap, place) for gap in fresh]
+            self._repeats += [Run(message, parsed, meaning, *part, place) for part in _between(fresh, first, last)]
             stream.coverage = stream.coverage.add(first, last)
-            self._touched.setdefault((message.site, message.box), set()).add(batch.stream)
+            self._touched.setdefault((message.site, message.box), set()).add(envelope.stream)
         return len(registered) - len(clear)
 
-    def _lock(self, batches: Sequence[tuple[Incoming, Parsed, int]]) -> dict[int, Stream]:
+    def _lock(self, batches: Mapping[int, tuple[Parsed, int]]) -> dict[int, Stream]:
+        """Lock the streams of batches, by place, each with its box."""
         if not batches:
             return {}
-        wanted = {parsed.batch.stream: box_id for _, parsed, box_id in batches}
-        for _, parsed, box_id in batches:  # a loss may cover another stream than the one that tells of it
-            for event in parsed.batch.events:
-                if isinstance(event, Loss) and 0 < event.stream < 2**63:
-                    wanted.setdefault(event.stream, box_id)
+        wanted = {parsed.envelope.stream: box_id for parsed, box_id in batches.values()}
+        for at, loss in self._columns.losses():  # a loss may cover another stream than the one that tells of it
+            _, box_id = batches.get(self._columns.message(at), (None, None))
+            if box_id is not None and 0 < loss.stream < 2**63:
+                wanted.setdefault(loss.stream, box_id)
         new = {stream: box_id for stream, box_id in wanted.items() if stream not in self._known_streams}
         if new:
             self._connection.execute(sql.SHARE_BOXES, (sorted(set(new.values())),))
@@ -176,22 +180,22 @@ class Transaction:
 
     def _dig(self) -> None:
         """Find out which events come too late, and take away what earlier ones of the same visits left."""
-        runs = [run for run in (*self._runs, *self._repeats) if self.streams[run.parsed.batch.stream].erased]
+        runs = [run for run in (*self._runs, *self._repeats) if self.streams[run.stream].erased]
         if not runs:
             return
         spans: dict[int, list[Span]] = {}
         for box_id, *span in self._connection.execute(sql.TOMBSTONES, ([run.meaning.box_id for run in runs],)):
             spans.setdefault(box_id, []).append(Span(*span))
-        self._graves = {r.parsed.batch.stream: Graves(tuple(spans.get(r.meaning.box_id, ()))) for r in runs}
-        told = {key_of(run.parsed.batch.stream, run.meaning, event) for run in runs for event in _events(run)}
+        self._graves = {r.stream: Graves(tuple(spans.get(r.meaning.box_id, ()))) for r in runs}
+        told = {key_of(run.stream, run.meaning, event) for run in runs for event in _events(run)}
         columns = list(zip(*sorted(filter(None, told)), strict=True)) or [(), (), ()]
         for key in self._connection.execute(sql.ERASED_TRACKS, [list(column) for column in columns]).fetchall():
             graves = self._graves[key[0]]
             graves.tracks[key] = graves.spans[0].tombstone
         fresh: set[Key] = set()
         for run in runs:
-            batch = run.parsed.batch
-            fresh |= self._graves[batch.stream].dig(batch.stream, run.meaning, batch.base_ms, _events(run))
+            base_ms = run.parsed.envelope.base_ms
+            fresh |= self._graves[run.stream].dig(run.stream, run.meaning, base_ms, _events(run))
         if fresh:
             name_tracks(self._connection, fresh)
             remove_tracks(self._connection)
@@ -204,10 +208,13 @@ class Transaction:
         if graves is None or letter.seq is None:
             return False
         for run in self._repeats:
-            batch = run.parsed.batch
-            if batch.stream == letter.stream and run.first <= letter.seq <= run.last:
-                event = batch.events[letter.seq - batch.first_seq]
-                if graves.holds(batch.stream, run.meaning, event, batch.base_ms) is not None:
+            if run.stream == letter.stream and run.first <= letter.seq <= run.last:
+                envelope = run.parsed.envelope
+                event = read_event(envelope.events[letter.seq - envelope.first_seq])
+                if (
+                    not isinstance(event, str)
+                    and graves.holds(run.stream, run.meaning, event, envelope.base_ms) is not None
+                ):
                     return True
         return False
 
@@ -220,7 +227,7 @@ class Transaction:
         try:
             with self._connection.transaction():
                 self._connection.execute(sql.EMPTY_TEMPORARY)
-                return self._apply(runs)
+                return self._apply(runs, careful=True)
         except psycopg.Error as error:
             if classify(error) is not Verdict.BAD_ROW:
                 raise
@@ -233,38 +240,34 @@ class Transaction:
         if len(runs[0]) > 1:
             left, right = runs[0].halves()
             return self._bisect([left]) + self._bisect([right])
-        self._dead.append(dead_letter(runs[0], runs[0].first, "refused", refused))
+        self._dead.append(runs[0].letter(runs[0].first, "refused", refused))
         return 0
 
-    def _apply(self, runs: Sequence[Run]) -> int:
+    def _apply(self, runs: Sequence[Run], *, careful: bool) -> int:
         """Write the rows of some runs; return how many events became rows, losses not counted."""
         execute = self._connection.execute
-        rows = Rows(int(self._retention.total_seconds() * 1000), self._graves)
-        for run in runs:
-            rows.add(run)
-        streams = {run.parsed.batch.stream for run in runs}
-        superseded = sorted(stream for stream in streams if self.streams[stream].superseded)
+        rows = Rows(self._columns, runs, int(self._retention.total_seconds() * 1000), self._graves)
+        superseded = sorted({run.stream for run in runs if self.streams[run.stream].superseded})
         if superseded:
             execute(sql.RETRACT_CLOSED, {"streams": superseded})
-        earliest = {"earliest": datetime.fromtimestamp(rows.earliest_ms / 1000, UTC)}
-        if rows.visits:
-            copy(self._connection, COPY_VISITS, rows.visits)
-            if execute(sql.INSERT_VISITS, earliest).fetchone() != (len(rows.visits),):
-                for key in execute(sql.REFUSED_VISITS, earliest).fetchall():
-                    rows.refuse_end(key)
-            execute(sql.END_OPEN)
-        if rows.open:
-            copy(self._connection, sql.COPY_OPEN, [visit.pack(key) for key, visit in rows.open.items()])
-            execute(sql.MERGE_OPEN, earliest)
-        if rows.updates:
-            copy(self._connection, COPY_UPDATES, rows.updates)
-            execute(sql.INSERT_UPDATES)
-        if rows.presence:
-            copy(self._connection, COPY_PRESENCE, rows.presence)
-            execute(sql.INSERT_PRESENCE)
+        earliest = datetime.fromtimestamp(rows.earliest_ms / 1000, UTC)
+        visits = rows.visits
+        if len(visits):
+            keys = {name: visits[name] for name in ("stream", "camera_id", "track")}
+            refused = execute(sql.ENDED_BEFORE, keys | {"earliest": earliest}).fetchall()
+            if refused:
+                rows.refuse_ends([place for (place,) in refused])
+            visits = self._insert("visits", rows.visits, rows.visit_rows(), careful=careful)
+            execute(sql.END_OPEN, keys)
+        if len(rows.open):
+            copy(self._connection, sql.COPY_OPEN, [rows.open_rows()])
+            execute(sql.MERGE_OPEN, {"earliest": earliest})
+        self._insert("track_updates", rows.updates, rows.update_rows(), careful=careful)
+        presence = self._insert("presence", rows.presence, rows.presence_rows(), careful=careful)
         if superseded:
             execute(sql.CLOSE_OPEN, {"streams": superseded, "reason": int(EndReason.BOX_RESTARTED)})
-        if superseded or rows.visits or rows.presence:
+        rollups.count(self._connection, visits, presence, rows.pairs)
+        if superseded or len(visits) or len(presence):
             roll_up(self._connection)
         self._losses += rows.losses
         self._dead += rows.dead
@@ -273,6 +276,16 @@ class Transaction:
         elsewhere = len(rows.losses) + len(rows.dead) + len(rows.quarantined) + len(rows.erased)
         return sum(len(run) for run in runs) - elsewhere
 
+    def _insert(self, name: str, table: Table, packed: bytes, *, careful: bool) -> Table:
+        """Write rows and return those that were not there before; without care, one that was is an error."""
+        if not careful:
+            copy(self._connection, sql.COPY[name], [packed])
+            return table
+        copy(self._connection, sql.COPY[f"in_{name}"], [packed])
+        written = set(self._connection.execute(sql.INSERT[name]).fetchall())
+        keys = zip(table["stream"].tolist(), table["seq"].tolist(), strict=True)
+        return table.where(np.array([key in written for key in keys], bool))
+
     def _write_losses(self) -> int:
         written = 0
         for lost in self._losses:
@@ -280,7 +293,7 @@ class Transaction:
             stream = self.streams[loss.stream]
             if stream.box_id != run.meaning.box_id:
                 error = f"stream {loss.stream} belongs to another box; a loss covers only a box's own streams"
-                self._dead.append(dead_letter(run, lost.seq, "foreign stream", error))
+                self._dead.append(run.letter(lost.seq, "foreign stream", error))
                 continue
             missing = stream.coverage.missing(loss.first, loss.last)
             stream.coverage = stream.coverage.add(loss.first, loss.last)
@@ -315,15 +328,11 @@ class Transaction:
         return Covered(stream, coverage.upto, coverage.flat())
 
 
-def roll_up(connection: Connection) -> None:
-    """Add what this transaction counted to the rollups."""
-    for rollup in sql.ROLLUPS:
-        connection.execute(rollup)
-
-
-def _events(run: Run) -> Sequence[AnyEvent]:
-    start = run.parsed.batch.first_seq
-    return run.parsed.batch.events[run.first - start : run.last - start + 1]
+def _events(run: Run) -> list[AnyEvent]:
+    """Return the events of a run that can be read, as objects: for what is erased, which is rare."""
+    start = run.parsed.envelope.first_seq
+    events = map(read_event, run.parsed.raw[run.first - start : run.last - start + 1])
+    return [event for event in events if not isinstance(event, str)]
 
 
 def _between(gaps: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@
 
 All on one PostgreSQL with its default durability (fsync on), same events, fresh database each. The raw path gets rows
 packed beforehand: binary COPY into temp tables, INSERT … ON CONFLICT into the same partitioned tables, with the same
-rollups and without. What Store.write adds: decoding, digests, ledger, dedup, open visits, coverage.
+rollups, summed by PostgreSQL or beforehand. What Store.write adds: decoding, digests, dedup, open visits, coverage.
 """
 
 import argparse
@@ -13,29 +13,32 @@ from collections.abc import Sequence
 import psycopg
 
 from bridge.batches import Incoming
-from bridge.bench import NOW, PER_BATCH, Figure, one_by_one, raw, timed, workload, write_all
+from bridge.bench import write_all
+from bridge.bench_load import NOW, PER_BATCH, workload
+from bridge.bench_plain import Figure, one_by_one, raw, timed
 from bridge.migrate import migrate
 from bridge.store import OPTIONS, Store
 from tests.postgres import create_database, running
 
 
 def compare(postgres: str, messages: Sequence[Incoming], per_write: int) -> list[Figure]:
-    """Time ours, ours again, and the raw path with and without rollups, on a fresh database each."""
+    """Time ours, ours again, and the raw path with either kind of sums, on a fresh database each."""
     size, count = f"{per_write * PER_BATCH} events a transaction", len(messages)
     with Store(fresh(postgres, f"ours_{per_write}")) as store:
         connection = store._connection()
         ours = timed(f"Store.write, {size}", count, connection, lambda: write_all(store, messages, per_write))
         again = timed("  again, all duplicates", count, connection, lambda: write_all(store, messages, per_write))
-    counted, bare = (
-        raw(fresh(postgres, f"{word}_{per_write}"), messages, per_write, word) for word in ("with", "without")
+    counted, sums = (
+        raw(fresh(postgres, f"raw{number}_{per_write}"), messages, per_write, beforehand=number == 1)
+        for number in range(2)
     )
     print(
-        f"{size}: ours / raw with rollups {ours.rate / counted.rate:.2f} "
+        f"{size}: ours / raw {ours.rate / counted.rate:.2f} "
         f"({counted.total_s / ours.total_s:.2f} by CPU), "
-        f"/ bare {ours.rate / bare.rate:.2f} ({bare.total_s / ours.total_s:.2f} by CPU)",
+        f"/ raw with sums beforehand {ours.rate / sums.rate:.2f} ({sums.total_s / ours.total_s:.2f} by CPU)",
         flush=True,
     )
-    return [ours, again, counted, bare]
+    return [ours, again, counted, sums]
 
 
 def fresh(postgres: str, name: str) -> str:

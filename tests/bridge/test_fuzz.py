@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.batches import Parsed, read
+from bridge.columns import Columns
 from bridge.meaning import Meaning
-from bridge.rows import Rows, Run
+from bridge.rows import Rows
+from bridge.runs import Run
 from bridge.store import Store
 from edge.wire import MAX_BYTES, MAX_EVENTS, WireError, encode_batch
 from tests.bridge.events import (
@@ -142,8 +144,8 @@ def test_p7_ten_thousand_payloads_are_refused_as_a_whole_or_settled_event_by_eve
         if batch_ is None:
             continue
         first, length = batch_.batch.first_seq, len(batch_.batch.events)
-        rows = Rows(RETENTION_MS)
-        rows.add(Run(message(raw), batch_, MEANING, first, first + length - 1))
+        run = Run(message(raw), batch_, MEANING, first, first + length - 1)
+        rows = Rows(Columns.of([batch_]), [run], RETENTION_MS)
         letters = {letter.seq for letter in rows.dead} | {event.seq for event in rows.quarantined}
         assert len(letters) == len(rows.dead) + len(rows.quarantined)
         assert set(batch_.illegible) <= letters

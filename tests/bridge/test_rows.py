@@ -1,15 +1,18 @@
 """Messages → rows without a database: what is read, what is refused, and that nothing crashes."""
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.batches import DIGEST_BYTES, read
+from bridge.batches import DIGEST_BYTES, Incoming, read
+from bridge.columns import Columns
 from bridge.copy import Layout, timestamp
-from bridge.meaning import Meaning
+from bridge.meaning import EMPTY, Meaning
 from bridge.ranges import Coverage
-from bridge.rows import OpenVisit, Rows, Run
+from bridge.rows import Rows
+from bridge.runs import Run
 from edge.wire import AnyEvent, Batch, Confirmed, Head, WireError, encode_batch
 from tests.bridge.events import (
     BASE_MS,
@@ -30,11 +33,16 @@ RETENTION_MS = 90 * 86_400_000
 
 
 def rows_of(*events: AnyEvent) -> Rows:
-    incoming = sent(*events)
-    parsed = read(incoming.payload)
-    rows = Rows(RETENTION_MS)
-    rows.add(Run(incoming, parsed, MEANING, 1, len(events)))
-    return rows
+    return rows_from(sent(*events))
+
+
+def rows_from(*messages: Incoming) -> Rows:
+    parsed = [read(message.payload) for message in messages]
+    runs = [
+        Run(message, one, MEANING, one.envelope.first_seq, one.last_seq, place)
+        for place, (message, one) in enumerate(zip(messages, parsed, strict=True))
+    ]
+    return Rows(Columns.of(parsed), runs, RETENTION_MS)
 
 
 def test_digest_depends_on_content_and_envelope_but_not_on_batch_cut_or_vocabulary() -> None:
@@ -84,13 +92,13 @@ def test_impossible_envelope_is_refused(change: dict[str, object], said: str) ->
 
 def test_visit_that_begins_and_ends_in_one_transaction_is_never_open() -> None:
     rows = rows_of(confirmed(1), update(1), ended(1), confirmed(2))
-    assert list(rows.open) == [(77, 10, 2)]
+    assert [rows.open[name].tolist() for name in ("stream", "camera_id", "track")] == [[77], [10], [2]]
     assert len(rows.visits) == 1
     assert len(rows.updates) == 1
 
 
 def test_events_of_a_visit_after_its_end_open_nothing() -> None:
-    assert rows_of(ended(1), confirmed(1), update(1)).open == {}
+    assert len(rows_of(ended(1), confirmed(1), update(1)).open) == 0
 
 
 @given(st.permutations([0, 1, 2, 3]), st.integers(0, 3))
@@ -102,12 +110,10 @@ def test_p35_merging_open_visits_is_order_free_and_idempotent(order: list[int], 
         confirmed(1, 300),
     ]
 
-    def merged(indices: list[int]) -> OpenVisit:
-        rows = Rows(RETENTION_MS)
-        for i in indices:
-            incoming = message(batch([sightings[i]], first_seq=i + 1))
-            rows.add(Run(incoming, read(incoming.payload), MEANING, i + 1, i + 1))
-        return rows.open[77, 10, 1]
+    def merged(indices: list[int]) -> bytes:
+        rows = rows_from(*[message(batch([sightings[i]], first_seq=i + 1)) for i in indices])
+        assert len(rows.open) == 1
+        return rows.open_rows()
 
     assert merged([*order, again]) == merged([0, 1, 2, 3])
 
@@ -127,11 +133,29 @@ def test_visit_is_quarantined_by_its_end_too() -> None:
 
 def test_labels_and_confidences_are_json_whatever_the_names() -> None:
     meaning = Meaning(1, 1, (10,), (Head('100 % "odd"', ("ünïcode",)), Head("age", ("0-19", "20+"))))
-    labels, confidences = meaning.attributes((0, 0, 51, 1, 1, 255))
+    labels, confidences = columns_of(meaning, (0, 0, 51, 1, 1, 255))
     assert msgspec.json.decode(labels[1:]) == {'100 % "odd"': "ünïcode", "age": "20+"}
     assert msgspec.json.decode(confidences[1:]) == {'100 % "odd"': 0.2, "age": 1.0}
-    assert meaning.attributes((1, 0, 0))[0] == b'\x01{"age":"0-19"}'
-    assert meaning.attributes(()) == (b"\x01{}", b"\x01{}")
+    assert columns_of(meaning, (1, 0, 0)) == [b'\x01{"age":"0-19"}', b'\x01{"age":0.000}']
+    assert jsonb_values(EMPTY) == [b"\x01{}", b"\x01{}"]
+
+
+def columns_of(meaning: Meaning, flat: tuple[int, ...]) -> list[bytes]:
+    """Return labels and confidences of one event as its row holds them."""
+    attributes = np.array([flat], np.int64).T
+    places, fine = meaning.names.places(attributes)
+    assert fine.tolist() == [True]
+    [tail] = meaning.names.tails(attributes, places)
+    return jsonb_values(tail)
+
+
+def jsonb_values(tail: bytes) -> list[bytes]:
+    found = []
+    while tail:
+        end = 4 + int.from_bytes(tail[:4], "big")
+        found.append(tail[4:end])
+        tail = tail[end:]
+    return found
 
 
 def test_run_halves_meet_and_miss_nothing() -> None:
@@ -166,8 +190,7 @@ def test_absurd_numbers_become_rows_letters_or_quarantine_and_never_crash(payloa
         parsed = read(payload)
     except WireError:
         return
-    rows = Rows(RETENTION_MS)
-    rows.add(Run(incoming, parsed, MEANING, 1, len(parsed.raw)))
+    rows = rows_from(incoming)
     settled = len(rows.visits) + len(rows.presence) + len(rows.losses) + len(rows.dead) + len(rows.quarantined)
     seen = sum(isinstance(event, Confirmed) for event in parsed.batch.events) + len(rows.updates)
     assert settled <= len(parsed.raw) <= settled + seen
