@@ -33,6 +33,7 @@ def set_up(level: int = logging.INFO) -> None:
     """Send all logs of this process where its user reads them; called once, by the command line."""
     root = logging.getLogger()
     root.setLevel(level)
+    logging.raiseExceptions = False  # a line that cannot be written is lost, and not told with all that led to it
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()

@@ -155,7 +155,7 @@ def fetch(offer: Offer, state_dir: Path, stop: threading.Event, ca: Path | None 
     Raises:
         OfferError: it cannot be had, or is another than was offered.
     """
-    if urlsplit(offer.url).scheme not in SCHEMES:
+    if shown(offer.url).partition(":")[0] not in SCHEMES:
         raise OfferError(f"{shown(offer.url)} is refused, expected one of {', '.join(SCHEMES)}")
     part = state_dir / "spool" / f".{offer.counter}.part"
     digest, size = hashlib.sha256(), 0
@@ -183,7 +183,9 @@ def fetch(offer: Offer, state_dir: Path, stop: threading.Event, ca: Path | None 
     except (OSError, ValueError, HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        raise OfferError(f"{shown(offer.url)} cannot be fetched ({error}); the next try comes by itself") from error
+        raise OfferError(
+            f"{shown(offer.url)} cannot be fetched ({_why(error)}); the next try comes by itself"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -208,8 +210,22 @@ def standing(state_dir: Path) -> FlashReport | None:
 
 def shown(url: str) -> str:
     """Return an address as it may stand in a log: without user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:
+        return "what is no address"
+
+
+def _why(error: Exception) -> str:
+    """Return why a fetch failed, in words that do not repeat its address: that may hold a password."""
+    inner = getattr(error, "reason", None)
+    found = inner if isinstance(inner, OSError) else error
+    if isinstance(found, urllib.error.HTTPError):
+        return f"HTTP {found.code}"
+    if isinstance(found, OSError) and not isinstance(found, urllib.error.URLError):
+        return found.strerror or str(found)
+    return str(inner) if isinstance(inner, str) else type(found).__name__
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
