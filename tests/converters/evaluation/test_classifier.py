@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from converters.data.attributes import HEADS
+from converters.data.attributes import HEADS, Label
 from converters.errors import ConvertError
-from converters.evaluation.classifier import head_of, measurements, report, threshold_for
+from converters.evaluation.classifier import groups_of, head_of, measurements, report, threshold_for
 from edge.models.manifest import Input, Manifest
 
 pytestmark = pytest.mark.convert
@@ -63,3 +63,19 @@ def test_labels_say_which_head_a_bundle_is() -> None:
     assert head_of(of(HEADS["gender"])) == "gender"
     with pytest.raises(ConvertError, match="labels"):
         head_of(of(("male", "female")))
+
+
+def test_groups_are_told_apart_and_small_ones_left_out() -> None:
+    """Ten women with one error, ten men with five, two children that say nothing."""
+    chances = np.tile(np.array([[0.9, 0.1]], np.float32), (22, 1))
+    truths = [(1,)] + [(0,)] * 9 + [(1,)] * 5 + [(0,)] * 5 + [(0,)] * 2
+    groups = [["gender female"]] * 10 + [["gender male"]] * 10 + [["age 1-6"]] * 2
+    found = report("a set", chances, truths, ("a", "b"), 0.0, groups)
+    assert found.group_errors == pytest.approx({"gender female": 0.1, "gender male": 0.5})
+
+
+def test_a_heads_own_question_is_no_group() -> None:
+    label = Label("x", "test", ages=(30, 30), gender=0, race=1)
+    assert groups_of(label, "gender") == ["race black", "age 26-45"]
+    assert groups_of(label, "emotion") == ["gender female", "race black", "age 26-45"]
+    assert groups_of(Label("y", "test", ages=(20, 29)), "gender") == []  # two bands overlap: neither is known

@@ -8,6 +8,7 @@ pytest.importorskip("torch", reason="needs the extra convert")
 from converters.errors import ConvertError
 from converters.evaluation.detector import (
     average_precision,
+    precision_recall,
     report,
     samples_of,
     tune_threshold,
@@ -78,3 +79,15 @@ def test_threshold_rises_until_negatives_are_quiet() -> None:
 def test_folder_without_a_known_set_is_refused(tmp_path: object) -> None:
     with pytest.raises(ConvertError, match="expected images/ and labels/"):
         samples_of(tmp_path, ["face_mask/test"])  # type: ignore[arg-type]
+
+
+def test_precision_and_recall_follow_the_scores() -> None:
+    recall, precision = precision_recall(
+        [(found((FACE, 0.9), ([30, 30, 40, 40], 0.8), (AWAY, 0.7)), faces(FACE, AWAY))], 0.5
+    )
+    assert recall.tolist() == [0.5, 0.5, 1.0]
+    assert precision.tolist() == pytest.approx([1, 0.5, 2 / 3])
+
+
+def test_a_set_without_faces_has_no_curve() -> None:
+    assert [len(values) for values in precision_recall([(found((FACE, 0.9)), faces())], 0.5)] == [0, 0]
