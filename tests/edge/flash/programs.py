@@ -34,7 +34,7 @@ def wheel(
     info = f"{name}-{version}.dist-info"
     lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}"]
     lines += [f"{key.replace('_', '-')}: {v}" for key, values in head.items() for v in values]
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, data in files.items():
             archive.writestr(file, data)
         archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")

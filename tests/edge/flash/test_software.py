@@ -3,7 +3,9 @@
 import json
 import os
 import stat
+import subprocess
 import zipfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from edge.errors import FlashError
 from edge.flash.desk import Seen
-from edge.flash.slots import Slots
+from edge.flash.slots import BusyError, Slots
 from edge.flash.software import look_at_programs
 from edge.flash.spool import take_spool
 from edge.flash.updater import Parcel
@@ -296,3 +298,60 @@ def test_the_desk_refuses_what_is_no_program(desk: Desk, tmp_path: Path) -> None
     our_wheel(tmp_path / "two", "1.1")
     with pytest.raises(FlashError, match="holds 2 wheels of facefleet"):
         build(tmp_path / "two", tmp_path / "x", desk.key)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 2 MB where programs lie."""
+    (mounted := tmp_path / "it" / "opt").mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mounted)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount: hardware or container without it")
+    yield mounted
+    subprocess.run(["umount", "-l", str(mounted)], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("where", ["staging", "unpacking"])
+def test_a_disk_that_is_full_half_way_leaves_the_old_program(
+    where: str, desk: Desk, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slots, "free_bytes", lambda _: 1 << 40)  # somebody else takes the room after we looked
+    it = ProgramBox(desk, small_disk.parent)
+    house = small_disk.parent / "house"
+    our_wheel(house, "1.1")
+    data = os.urandom(3 << 20) if where == "staging" else bytes(3 << 20)
+    wheel(house, "tinylib", "2", {"tinylib/__init__.py": b"", "tinylib/big.bin": data})
+    made = build(house, small_disk.parent / "big.ffbundle", desk.key, counter=5)
+    refused(it, Parcel(BytesIO(made.path.read_bytes()), {}), "No space left on device")
+    assert it.updater.apply(it.parcel("1.1", 6)).outcome == "committed"
+
+
+@pytest.mark.root
+def test_a_read_only_file_system_of_programs_refuses_them_and_lets_configs_through(
+    desk: Desk, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slots, "free_bytes", lambda _: 1 << 40)
+    it = ProgramBox(desk, small_disk.parent)
+    parcel = it.parcel("1.1", 5)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(FlashError, match=r"cannot be written \(Read-only file system\)"):
+        it.updater.apply(parcel)
+    assert it.programs.current_slot == INSTALLED
+    assert it.updater.recover() is None, "what `apply` does before it takes a config"
+    assert it.box.updater.apply(desk.parcel(6)).outcome == "committed"
+
+
+def test_no_program_is_tried_while_a_config_is_and_the_other_way_round(it: ProgramBox) -> None:
+    with it.box.slots.locked(), pytest.raises(BusyError, match="another update is at work"):
+        it.updater.apply(it.parcel("1.1", 5))
+    seen = []
+
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(BusyError):
+            it.box.updater.apply(it.desk.parcel(7))
+        seen.append(True)
+
+    it.updater.try_out = meanwhile
+    it.updater.apply(it.parcel("1.1", 6))
+    assert seen
