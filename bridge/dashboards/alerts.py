@@ -63,6 +63,18 @@ FROM report.box_status s LEFT JOIN (
         severity="warning",
     ),
     Alert(
+        "facefleet-outbox-disk",
+        "Outbox cannot be written as it should",
+        "the disk of {{ .Labels.box }} is full, read-only or without its reserve: {{ .Labels.trouble }}",
+        """
+SELECT site, box, coalesce(outbox_trouble, '') AS trouble, (outbox_trouble IS NOT NULL)::int AS troubled
+FROM report.box_status""",
+        {**BOX, "trouble": "text", "troubled": "number"},
+        limit=0,
+        lasting="1m",
+        severity="critical",
+    ),
+    Alert(
         "facefleet-losses",
         "Events were lost",
         "{{ .Labels.box }} gave up or refused events within the last hour",

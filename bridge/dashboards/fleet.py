@@ -79,15 +79,16 @@ FROM report.box_status WHERE {CHOSEN_BOX}""",
         "Every box",
         "table",
         f"""
-SELECT site, box, status, health_age_s AS "heard", cameras, publisher, outbox_fill AS "outbox", lost_events AS "lost",
-    temperature_c AS "°C", disk_free_bytes AS "disk free", reboots, certificate_days AS "certificate", clock, software,
-    left(config_digest, 8) AS config
+SELECT site, box, status, health_age_s AS "heard", cameras, publisher, outbox_fill AS "outbox",
+    outbox_trouble AS "outbox's disk", lost_events AS "lost", temperature_c AS "°C", disk_free_bytes AS "disk free",
+    reboots, certificate_days AS "certificate", clock, software, left(config_digest, 8) AS config
 FROM report.box_status WHERE {CHOSEN_BOX}
 ORDER BY status = 'online', site, box LIMIT 1000""",
         {
             "site": "text", "box": "text", "status": "text", "heard": "number", "cameras": "number",
-            "publisher": "text", "outbox": "number", "lost": "number", "°C": "number", "disk free": "number",
-            "reboots": "number", "certificate": "number", "clock": "text", "software": "text", "config": "text",
+            "publisher": "text", "outbox": "number", "outbox's disk": "text", "lost": "number", "°C": "number",
+            "disk free": "number", "reboots": "number", "certificate": "number", "clock": "text", "software": "text",
+            "config": "text",
         },
         "Every registered box, those in trouble first.",
         w=24,

@@ -87,7 +87,8 @@ def test_every_earlier_version_full_of_data_reaches_this_one_with_all_of_it(
     migrate(old, upto=version)
     copy_rows(full, old)
     held = {table: count(old, table) for table in tables(old)}
-    assert all(n > 0 for table, n in held.items() if table not in ("job_runs", "tombstones", "erased_tracks")), held
+    empty = {"job_runs", "tombstones", "erased_tracks", "rollouts", "rollout_boxes"}
+    assert all(n > 0 for table, n in held.items() if table not in empty), held
     assert len(migrate(old)) == len(migrations()) - version
     assert {table: count(old, table) for table in held} == held
     assert everything(old) == everything(full)

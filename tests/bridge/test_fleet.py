@@ -161,3 +161,11 @@ def test_box_status_names_silent_stale_offline_and_online_boxes(store: Store, ds
         ("stale", "stale"),
     ]
     assert rows[2]["temperature_c"] == 51.5
+
+
+def test_box_status_says_that_the_disk_of_an_outbox_is_in_trouble(store: Store, dsn: str) -> None:
+    now = datetime.now(UTC)
+    store.write_health("lab", "full", msgspec.json.encode(health(outbox_trouble="disk full, reserve released")), now)
+    store.write_health("lab", "old", msgspec.json.encode(health()), now)
+    rows = query(dsn, "SELECT box, outbox_trouble FROM report.box_status ORDER BY box")
+    assert [tuple(row.values()) for row in rows] == [("full", "disk full, reserve released"), ("old", None)]

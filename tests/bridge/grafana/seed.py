@@ -245,7 +245,7 @@ def health(box: Seen, rng: random.Random, at: datetime, age_min: int) -> Health:
         disk_free_bytes=300_000_000 if box.trouble else 21_000_000_000 - 2_000_000 * (1440 - age_min),
         rss_bytes=181_000_000 + int(rng.gauss(0, 500_000)), cpu_percent=30 + 40 * busy, load_1m=0.6 + busy,
         certificate_days=9.0 if box.trouble else 300.0, clock="synchronized", config_digest=box.digest,
-        software=box.software,
+        software=box.software, outbox_trouble="disk full, reserve released" if box.trouble else None,
     )  # fmt: skip
 
 

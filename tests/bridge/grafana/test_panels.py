@@ -206,6 +206,7 @@ def test_alarms_fire_for_what_is_wrong_and_for_nothing_else(fleet: Fleet) -> Non
         "facefleet-camera": {(*kiosk, "yard")},
         "facefleet-golden": {(*kiosk, "yolov10n-face-320")},
         "facefleet-dead-letters": {("unreadable",)},
+        "facefleet-outbox-disk": {(*kiosk, "disk full, reserve released")},
         **{name: {kiosk} for name in ("outbox", "losses", "certificate", "disk", "hot")},
     }
     expected = {uid if uid.startswith("facefleet") else f"facefleet-{uid}": rows for uid, rows in expected.items()}
