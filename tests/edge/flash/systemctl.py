@@ -33,7 +33,12 @@ def main(root: Path, words: list[str]) -> int:
     if verb == "stop":
         return 0
     started_s = boottime_s()
-    command = [sys.executable, "-m", "edge.cli", "run", str(root / "current" / "config.yaml")]
+    program = os.environ.get("FACEFLEET_TEST_PROGRAM")  # the checkout's code, unless a test flashes programs too
+    command = [
+        *([program] if program else [sys.executable, "-m", "edge.cli"]),
+        "run",
+        str(root / "current" / "config.yaml"),
+    ]
     with (root.parent / "unit.log").open("ab") as log:
         unit = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     pid_file.write_text(str(unit.pid))
