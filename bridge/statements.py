@@ -90,15 +90,16 @@ INSERT = {
     for table in ("visits", "track_updates", "presence")
 }
 
-# A second `ended` of one track changes nothing: the row that came first stands. `earliest` is the earliest start of
-# any visit here, and keeps the search out of older partitions.
+# A second `ended` of one track changes nothing: the row that came first stands. The same one again is left to the
+# table's key. `earliest` is the earliest start of any visit here, and keeps the search out of older partitions. No
+# upper bound: with one the planner takes the index of cameras and times, and reads all of a camera's visits.
 ENDED_BEFORE = """
 SELECT n.place - 1
-FROM unnest(%(stream)s::bigint[], %(camera_id)s::bigint[], %(track)s::bigint[])
-    WITH ORDINALITY AS n (stream, camera_id, track, place)
+FROM unnest(%(stream)s::bigint[], %(camera_id)s::bigint[], %(track)s::bigint[], %(seq)s::bigint[])
+    WITH ORDINALITY AS n (stream, camera_id, track, seq, place)
 WHERE EXISTS (
     SELECT FROM visits v WHERE v.stream = n.stream AND v.camera_id = n.camera_id::integer AND v.track = n.track
-    AND v.ended_at >= %(earliest)s AND v.seq IS NOT NULL)
+    AND v.ended_at >= %(earliest)s AND v.seq <> n.seq)
 """
 
 END_OPEN = """

@@ -253,7 +253,7 @@ class Transaction:
         earliest = datetime.fromtimestamp(rows.earliest_ms / 1000, UTC)
         visits = rows.visits
         if len(visits):
-            keys = {name: visits[name] for name in ("stream", "camera_id", "track")}
+            keys = {name: visits[name] for name in ("stream", "camera_id", "track", "seq")}
             refused = execute(sql.ENDED_BEFORE, keys | {"earliest": earliest}).fetchall()
             if refused:
                 rows.refuse_ends([place for (place,) in refused])

@@ -52,3 +52,22 @@ def test_take_returns_at_once_when_something_comes() -> None:
     began_s = time.monotonic()
     assert len(inbox.take(10, 1000, 5.0)) == 1
     assert time.monotonic() - began_s < 2.0
+
+
+def test_take_gathers_while_more_comes_and_not_longer() -> None:
+    inbox = Inbox(1 << 20)
+    for mid in range(3):
+        threading.Timer(0.001 + 0.002 * mid, lambda mid=mid: inbox.put(delivery("events", mid=mid))).start()
+    began_s = time.monotonic()
+    found = inbox.take(10, 1 << 20, 5.0, gather_s=20.0)
+    assert time.monotonic() - began_s < 10.0, "nothing more came"
+    assert [d.message.mid for d in found] == list(range(len(found)))
+
+
+def test_take_gathers_no_more_than_it_may_take() -> None:
+    inbox = Inbox(1 << 20)
+    for mid in range(5):
+        inbox.put(delivery("events", mid=mid))
+    began_s = time.monotonic()
+    assert len(inbox.take(5, 1 << 20, 5.0, gather_s=20.0)) == 5
+    assert time.monotonic() - began_s < 10.0

@@ -1,9 +1,11 @@
 """Exactly once, against a real PostgreSQL: replay, disorder, two writers, bad rows, conflicts."""
 
 import random
+import struct
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from hashlib import blake2b
 from uuid import UUID
 
 import msgspec
@@ -165,6 +167,21 @@ def test_rollups_equal_what_the_rows_add_up_to(store: Store, dsn: str) -> None:
     assert by_label == [("age", "20-39", 60), ("gender", "male", 60), ("age", "20-39", 20), ("gender", "male", 20)]
 
 
+def test_attributes_count_into_the_hours_of_the_sites_time_zone(store: Store, dsn: str) -> None:
+    """Kathmandu's hours begin at a quarter past."""
+    store.write([sent(presence())])
+    with psycopg.connect(dsn) as connection:
+        connection.execute("UPDATE facefleet.sites SET timezone = 'Asia/Kathmandu'")
+    store.write([sent(*[ended(track, -track * 60_000) for track in range(1, 30)], stream=78)])
+    counted = query(
+        dsn,
+        "SELECT date_trunc('hour', ended_at, 'Asia/Kathmandu') AS bucket, key AS head, value AS label, "
+        "count(*) AS visits FROM visits, jsonb_each_text(labels) GROUP BY 1, 2, 3 ORDER BY 1, 2",
+    )
+    assert query(dsn, "SELECT bucket, head, label, visits FROM attribute_hours ORDER BY 1, 2") == counted
+    assert len({row["bucket"] for row in counted}) == 2
+
+
 def test_day_bucket_follows_the_sites_time_zone(store: Store, dsn: str) -> None:
     store.write([sent(presence())])
     with psycopg.connect(dsn) as connection:
@@ -216,6 +233,9 @@ def test_bisection_keeps_losses_quarantine_and_other_letters_once(store: Store, 
         (ended(2**63), "too large"),
         (confirmed(1, score=70_000), "format requires"),
         (update(1, dwell_ms=-1), "dwell of -1 ms"),
+        (ended(1, dwell_ms=-1), "dwell of -1 ms"),
+        (ended(1, attributes=(0, 0, 9, 0, 1, 9)), "a head speaks twice"),
+        (ended(1, attributes=(0, 0, 256)), "confidence 256 of head 0"),
         (Loss(0, 1, 2, 0), "impossible loss"),
         (Loss(5, 9, 2, 0), "impossible loss"),
     ],
@@ -247,6 +267,20 @@ def test_p11_same_key_with_other_content_is_a_conflict_and_the_first_row_stands(
     [letter] = query(dsn, "SELECT * FROM dead_letters")
     assert (letter["reason"], letter["stream"], letter["seq"]) == ("conflict", 77, 2)
     assert query(dsn, "SELECT dwell_ms FROM visits WHERE track = 2") == [{"dwell_ms": 20_000}]
+
+
+def test_p11_digests_of_the_former_kind_still_tell_a_replay_from_a_conflict(store: Store, dsn: str) -> None:
+    """The ledger held eight bytes of BLAKE2b per event before; such rows stay until retention drops them."""
+    first = sent(ended(1), ended(2), ended(3))
+    store.write([first])
+    envelope = read(first.payload).envelope
+    head = struct.pack(">qhI", envelope.base_ms, envelope.clock, envelope.vocabulary_digest)
+    former = b"".join(blake2b(head + bytes(raw), digest_size=8).digest() for raw in envelope.events)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("UPDATE facefleet.batches SET digests = %s", (former,))
+    assert store.write([first, message(batch([ended(2)], first_seq=2))]).dead_letters == 0
+    assert store.write([sent(ended(1), ended(2, dwell_ms=9), ended(3))]).dead_letters == 1
+    assert query(dsn, "SELECT reason, seq FROM dead_letters") == [{"reason": "conflict", "seq": 2}]
 
 
 def test_p11_conflict_within_one_transaction_is_noticed(store: Store, dsn: str) -> None:
@@ -429,7 +463,7 @@ def test_deleted_stream_row_doubles_no_event(store: Store, dsn: str) -> None:
         connection.execute("DELETE FROM facefleet.streams")
     store.close()
     with Store(dsn) as another:
-        another.write([events])
+        assert another.write([events]).dead_letters == 0, "what was there is nobody's mistake"
     assert [count(dsn, table) for table in ("visits", "presence", "track_updates")] == [9, 1, 1]
     assert rollups(dsn) == before
 
