@@ -141,7 +141,7 @@ def test_a_secret_of_the_live_page_that_is_not_there_is_told_before_models_are_l
         run_box(box({"door": {"uri": str(street)}}, preview=preview))
 
 
-def test_health_says_that_the_disk_refuses_events_as_soon_as_it_does(box: Any, street: Path) -> None:
+def test_p30_health_says_that_the_disk_refuses_events_as_soon_as_it_does(box: Any, street: Path) -> None:
     told: list[str | None] = []
     stop = threading.Event()
 
