@@ -239,8 +239,7 @@ class Authority:
                 path = self._issued(name)
                 self._issue(register, name, signer.public_key(path.read_bytes()), now, days)
                 files.append(path)
-            current = x509.load_pem_x509_certificate((Path(register.broker) / broker.CERTIFICATE).read_bytes())
-            if current.not_valid_after_utc < soon:
+            if self._broker_ends(register) < soon:
                 self._renew_broker(register, now)
             self._write(register, now)
         return files
@@ -268,6 +267,18 @@ class Authority:
             write(certificate, chain)
         return certificate, key
 
+    def keep(self, now: datetime) -> tuple[Path, Path]:
+        """Renew what nobody asks for before it ends: the broker's certificate and that of `ca serve`.
+
+        Returns:
+            Certificate and key of `ca serve`.
+        """
+        with self._changing() as register:
+            if self._broker_ends(register) < now + timedelta(days=RENEW_DAYS):
+                self._renew_broker(register, now)
+                self._write(register, now)
+        return self.serving(now)
+
     def reload(self, command: str = "") -> str:
         """Let the broker read its files again, by a command or the one `ca init` was given.
 
@@ -282,7 +293,8 @@ class Authority:
     def admits(self, now: datetime) -> object:
         """Return what the broker has to know of: it must read its files again when this is another."""
         register = self._read()
-        return {str(name) for name in register.admitted(now)}, register.revoked(now)
+        names = {str(name) for name in register.admitted(now)}
+        return names, register.revoked(now), self._broker_ends(register)
 
     def written_ns(self) -> int:
         """Return when the broker's files were last written, by whatever process."""
@@ -302,6 +314,11 @@ class Authority:
 
     def _issued(self, name: Name) -> Path:
         return self.folder / "issued" / f"{name.user}.pem"
+
+    @staticmethod
+    def _broker_ends(register: Register) -> datetime:
+        pem = (Path(register.broker) / broker.CERTIFICATE).read_bytes()
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
 
     def _renew_broker(self, register: Register, now: datetime) -> None:
         folder, key = Path(register.broker), signer.new_key()

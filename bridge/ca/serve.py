@@ -7,6 +7,7 @@ connection of the authority's own (`enroller:ca`), which may do nothing else.
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 from hashlib import sha256
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 WAITING = 1000  # requests; boxes ask again, so what comes on top may be dropped
 TURN_S = 1.0
+KEEP_S = 86400.0  # how often it is looked whether the broker's own certificate ends
 
 
 def serve(folder: Path, stop: threading.Event, now: Callable[[], datetime], reload: str = "") -> None:
@@ -41,7 +43,7 @@ def serve(folder: Path, stop: threading.Event, now: Callable[[], datetime], relo
         BridgeError: there is no authority, or the connection died in a way that only a new process mends.
     """
     authority, notifier = Authority(folder), Notifier()
-    certificate, key = authority.serving(now())
+    certificate, key = authority.keep(now())
     broker = _Broker(authority, reload)
     broker.told(now())
     host, port = authority.broker_address
@@ -61,11 +63,15 @@ def serve(folder: Path, stop: threading.Event, now: Callable[[], datetime], relo
         subscriptions=[(f"{ROOT}/+/+/request", 1)],
     )
     link.start()
+    kept_s = time.monotonic()
     try:
         while not stop.is_set():
             link.check()
             notifier.alive()
             broker.told(now())
+            if time.monotonic() - kept_s > KEEP_S:
+                authority.keep(now())
+                kept_s = time.monotonic()
             try:
                 message = asked.get(timeout=TURN_S)
             except queue.Empty:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+from cryptography import x509
+
 from bridge.ca import authority
 from bridge.ca.authority import Authority
 from bridge.ca.broker import CONF
@@ -27,12 +29,12 @@ ANSWER_S = 30.0
 class Site:
     """An authority, a broker that reads its files, and a folder of keys."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ago: timedelta = timedelta(0)) -> None:
         self.port = free_port()
         self.keys = folder / "keys"
         self.keys.mkdir()
         self.authority = Authority.make(
-            folder / "ca", ["localhost", "127.0.0.1"], self.port, folder / "ca" / "broker", authority.now()
+            folder / "ca", ["localhost", "127.0.0.1"], self.port, folder / "ca" / "broker", authority.now() - ago
         )
         self.broker = TlsMosquitto(folder, self.port, folder / "ca" / "broker" / CONF)
         for name in ("munich/lobby-1", "munich/lobby-2", "bridge:centre", "reader:anna"):
@@ -91,6 +93,17 @@ class Site:
             stop.set()
             thread.join(30)
             assert not thread.is_alive()
+
+    def broker_days(self) -> float:
+        """Return how long the certificate that the broker shows is still good."""
+        context = ssl.create_default_context(cafile=str(self.authority.folder / "ca.pem"))
+        context.load_cert_chain(self.keys / "lobby-1.pem", self.keys / "lobby-1.key")
+        with (
+            socket.create_connection(("127.0.0.1", self.port)) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as secure,
+        ):
+            shown = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+        return (shown.not_valid_after_utc - authority.now()).total_seconds() / 86400
 
     def refusal(self, user: str | Path | None) -> str:
         """Shake hands; return the broker's reason for refusing, "" when it lets us in.

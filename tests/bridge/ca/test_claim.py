@@ -1,4 +1,4 @@
-"""A one-time claim, from `ca claim` to a box that lives: a real Mosquitto, `ca serve`, and the box's own commands."""
+"""P42 to P45: a one-time claim, from `ca claim` to a box that lives: a real Mosquitto, `ca serve`, the commands of a box."""
 
 import json
 import signal
@@ -183,6 +183,16 @@ def test_a_running_box_renews_its_certificate_untouched(answered: Site, tmp_path
 def _days(folder: Path) -> float:
     found = certificate.held(folder)
     return found.days(certificate.now()) if found else 0.0
+
+
+@needs_broker
+def test_whoever_answers_also_keeps_the_brokers_certificate_good(tmp_path: Path) -> None:
+    """Else a fleet that renews itself would stand before a broker that has expired."""
+    site = Site(tmp_path, ago=timedelta(days=360))
+    with site.broker:
+        assert site.broker_days() < 45
+        with site.serving():
+            wait_for("a broker with a new certificate", lambda: site.broker_days() > 300)
 
 
 # -- what the authority refuses, whoever passes it on ----------------------------------------------------------------
