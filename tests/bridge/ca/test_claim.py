@@ -1,4 +1,4 @@
-"""P42 to P45: a one-time claim, from `ca claim` to a box that lives: a real Mosquitto, `ca serve`, the commands of a box."""
+"""P43 to P46: a one-time claim, from `ca claim` to a box that lives: a real Mosquitto, `ca serve`, and real boxes."""
 
 import json
 import signal
