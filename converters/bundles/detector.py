@@ -5,8 +5,10 @@ folder, whose validation pictures set the score threshold and whose test picture
 """
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,25 +30,35 @@ from converters.bundles.package import (
     write_data_list,
     write_golden,
 )
+from converters.bundles.steps import show_layers, steps
 from converters.checkpoints.formats import format_of
 from converters.checkpoints.inert_pickle import read_checkpoint
 from converters.checkpoints.ultralytics import CLASS_BIAS
 from converters.data.detection import PURPOSES, Sample, digests, face_mask, training_set
 from converters.errors import ConvertError, QuantizeError
 from converters.evaluation.detector import (
-    REPORTED,
     Judge,
     Report,
+    average_precision,
     evaluate_runtimes,
-    latency_ms,
     samples_of,
     show,
     tune_threshold,
+    unseen,
 )
-from converters.evaluation.latency import cpu_name
+from converters.evaluation.latency import cpu_name, in_turn
 from converters.nets.yolov10 import YOLOv10, load_weights
-from converters.quantization.detector_artefacts import OUTPUTS, input_of, letterboxed, pick, write_float, write_int8
+from converters.quantization.detector_artefacts import (
+    OUTPUTS,
+    input_of,
+    letterboxed,
+    pick,
+    write_float,
+    write_fp16,
+)
 from converters.quantization.quantize import OPSET
+from converters.quantization.ways import Workshop, choose
+from edge.models.bundle import MANIFEST, load_bundle
 from edge.models.golden import difference
 from edge.models.manifest import Calibration, Manifest, Measurement
 from edge.models.runtime import Runtime
@@ -55,6 +67,9 @@ HOW = "facefleet-convert train-detector --data DATA --work WORK --minutes 66"
 # Half of the calibration pictures show crowds and half large faces, or the ranges of the coarse level come out short.
 CALIBRATION_PICTURES = 160
 THREADS = 2
+MAX_DROP = 0.5
+# INT8 is compared with the float on both; the second is what the figures are of.
+JUDGED = ("face_mask/val", "face_mask/test")
 LICENCE = (
     "Apache-2.0 (weights); trained on pictures under CC0 as declared by their uploader (face_mask), CC BY 4.0 (mik1i: "
     "Mohamed Traore and Justin Brady; FairFace: Karkkainen & Joo; Young Adult White Faces: DeBruine & Jones) and MIT "
@@ -63,7 +78,31 @@ LICENCE = (
 Artefact = Literal["source", "fp32", "int8_onnx", "int8_openvino", "fp16_openvino"]
 
 
-def describe_bundle(net: YOLOv10, size: int, how: str, calibration: Sequence[Sample]) -> Manifest:
+@dataclass(frozen=True)
+class Origin:
+    """Where the weights come from.
+
+    Attributes:
+        source: how they were trained, for the manifest.
+        licence: of the weights.
+        data: a finished `data.json`; None: the training set of the data folder.
+    """
+
+    source: str
+    licence: str = LICENCE
+    data: Path | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Path, how: str) -> "Origin":
+        """Return what the bundle says in which the checkpoint lies, so that quantizing anew tells no other story."""
+        data, beside = checkpoint.with_name(DATA), checkpoint.with_name(MANIFEST)
+        if data.exists() and beside.exists():
+            known = load_bundle(checkpoint.parent).manifest
+            return cls(known.source, known.licence, data)
+        return cls(f"trained by this project from scratch: {how}; {DATA} lists the pictures")
+
+
+def describe_bundle(net: YOLOv10, size: int, origin: Origin, calibration: Sequence[Sample]) -> Manifest:
     """Return the manifest as far as it is known before anything was measured."""
     weights = sum(p.numel() for p in net.parameters())
     return Manifest(
@@ -74,8 +113,8 @@ def describe_bundle(net: YOLOv10, size: int, how: str, calibration: Sequence[Sam
         input=input_of(size),
         outputs=OUTPUTS,
         files={},
-        licence=LICENCE,
-        source=f"trained by this project from scratch: {how}; {DATA} lists the pictures",
+        licence=origin.licence,
+        source=origin.source,
         labels=("face",),
         opset=OPSET,
         architecture=f"YOLOv10{net.scale} (arXiv 2405.14458), {net.act}, {weights} weights with both heads; "
@@ -96,7 +135,16 @@ def calibration_samples(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def write_bundle(
-    net: YOLOv10, size: int, data: Path, samples: Sequence[Sample], folder: Path, how: str, console: Console
+    net: YOLOv10,
+    size: int,
+    data: Path,
+    samples: Sequence[Sample],
+    folder: Path,
+    origin: Origin,
+    console: Console,
+    *,
+    max_drop: float = MAX_DROP,
+    named: Sequence[str] = (),
 ) -> Manifest:
     """Quantize, tune, measure and write one bundle.
 
@@ -106,36 +154,73 @@ def write_bundle(
         data: the data folder.
         samples: the training set.
         folder: the bundle's folder, replaced as a whole.
-        how: the command that trained the weights.
+        origin: of the weights.
         console: told of every step.
+        max_drop: points of AP50 that INT8 may lose, on the validation and on the test pictures.
+        named: nodes of the float graph that stay in float.
 
     Raises:
-        QuantizeError: the two INT8 artefacts disagree on the golden picture.
+        QuantizeError: INT8 loses more in every way tried, or the two artefacts disagree on every golden picture.
     """
     calibration = calibration_samples(samples)
-    manifest = describe_bundle(net, size, how, calibration)
+    manifest = describe_bundle(net, size, origin, calibration)
     with staging(folder) as aside, tempfile.TemporaryDirectory() as floats:
-        write_float(net, size, Path(floats))
-        write_int8(net, size, [s.image for s in calibration], aside)
-        save_checkpoint(net, aside / FILES["checkpoint"])
-        int8 = open_runtimes(aside, manifest, THREADS)
-        manifest = tuned(manifest, int8["int8_openvino"], list(face_mask(data, "val")), samples)
-        float_runtimes = open_runtimes(Path(floats), msgspec.structs.replace(manifest, calibration=None), THREADS)
-        runtimes = float_runtimes | int8
+        with steps(console) as say:
+            say("exporting")
+            write_float(net, size, Path(floats))
+            write_fp16(net, size, aside)
+            reference = open_runtimes(Path(floats), msgspec.structs.replace(manifest, calibration=None), THREADS)
+            judge = _Judge(manifest, samples_of(data, JUDGED), reference["fp32_openvino"])
+            shop = Workshop(
+                Path(floats) / FILES["onnx"], manifest.input, OUTPUTS,
+                [letterboxed(s.image, size) for s in calibration],
+                tail=True, named=named, symmetric=net.act == "relu",
+            )  # fmt: skip
+            what = f"{manifest.name}: INT8 loses more than --max-drop {max_drop} points of AP50"
+            choice = choose(shop, aside, judge, max_drop, what, say)
+            save_checkpoint(net, aside / FILES["checkpoint"])
+            int8 = open_runtimes(aside, manifest, THREADS)
+            say("tuning the score threshold")
+            manifest = tuned(manifest, int8["int8_openvino"], list(face_mask(data, "val")), samples)
+        runtimes = reference | int8
         # FP32 on onnxruntime equals FP32 on OpenVINO to 1e-3 (a test holds it), so only its speed is measured.
         judged = {name: runtime for name, runtime in runtimes.items() if name != "fp32_onnx"}
-        table = evaluate_runtimes(judged, manifest, samples_of(data, REPORTED))
+        if origin.data:
+            shutil.copy(origin.data, aside / DATA)
+        else:
+            write_data_list(aside / DATA, digests(samples), PURPOSES)
+        table = evaluate_runtimes(judged, manifest, samples_of(data, unseen(aside)))
         show(table, console)
+        show_layers(choice.layers, console)
         note = agreed_golden(aside, manifest, int8)
         manifest = msgspec.structs.replace(
             manifest,
             accuracy=tuple(accuracy_lines(manifest, table)),
             latency=tuple(latency_lines(manifest, runtimes)),
-            notes=note,
+            notes=" ".join(part for part in (choice.note, note) if part),
         )
-        write_data_list(aside / DATA, digests(samples), PURPOSES)
         manifest = seal(aside, manifest)
     return manifest
+
+
+class _Judge:
+    """How many points of AP50 each artefact loses against the float, on the set where it loses more."""
+
+    def __init__(self, manifest: Manifest, sets: Mapping[str, Sequence[Sample]], reference: Runtime) -> None:
+        self._manifest, self._sets = manifest, sets
+        self._float = self._ap50(reference)
+
+    def __call__(self, folder: Path) -> tuple[dict[str, float], None]:
+        runtimes = open_runtimes(folder, self._manifest, THREADS)
+        found = {name: self._ap50(runtime) for name, runtime in runtimes.items()}
+        return {name: max(100 * (self._float[s] - ap[s]) for s in self._sets) for name, ap in found.items()}, None
+
+    def _ap50(self, runtime: Runtime) -> dict[str, float]:
+        judge = Judge(runtime, self._manifest)
+        return {
+            name: average_precision([(judge(s.image), s.boxes) for s in samples], 0.5)
+            for name, samples in self._sets.items()
+        }
 
 
 def tuned(manifest: Manifest, runtime: Runtime, validation: Sequence[Sample], samples: Sequence[Sample]) -> Manifest:
@@ -202,14 +287,16 @@ def accuracy_lines(manifest: Manifest, table: Mapping[str, Mapping[str, Report]]
 
 
 def latency_lines(manifest: Manifest, runtimes: Mapping[str, Runtime]) -> list[Measurement]:
-    """Measure all artefacts in turn, pixels in, outputs out."""
+    """Measure all artefacts in turn, pixels in, outputs out: the time that passes and the time of all threads."""
     command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA --threads {THREADS}"
-    image = golden_pictures(manifest.input.width)[0]
-    metrics = {"fp32_onnx": "median_ms, FP32 on onnxruntime"}
-    return [
-        Measurement(metrics.get(name, "median_ms"), round(ms, 3), NAMES[name], command, cpu=cpu_name(), threads=THREADS)
-        for name, ms in latency_ms(runtimes, image).items()
-    ]
+    times = in_turn(runtimes, golden_pictures(manifest.input.width)[0])
+    lines = []
+    for name, time in times.items():
+        suffix = ", FP32 on onnxruntime" if name == "fp32_onnx" else ""
+        for metric, value in (("median_ms", time.median), ("cpu_ms", time.cpu)):
+            line = Measurement(metric + suffix, round(value, 3), NAMES[name], command, cpu=cpu_name(), threads=THREADS)
+            lines.append(line)
+    return lines
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -233,9 +320,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--out", type=Path, default=Path("models_int8"), help="where our bundles go; a foreign one's own folder"
     )
-    parser.add_argument("--how", default=HOW, help="the training command, for the manifest (default: %(default)s)")
+    parser.add_argument(
+        "--how",
+        default=HOW,
+        help="the training command, for the manifest (default: %(default)s; a bundle's checkpoint knows its own)",
+    )
     parser.add_argument("--only", default="", help="the class to keep of a foreign YOLOv10 of several")
-    add_common(parser, "detector", 0.5)
+    add_common(parser, "detector", MAX_DROP)
     parser.set_defaults(run=run)
 
 
@@ -258,11 +349,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConvertError(f"{args.checkpoint}: our own detector is calibrated on its data folder; give --data")
     console = Console()
     net = load_weights(args.checkpoint)
-    samples = training_set(args.data)
+    samples, origin = training_set(args.data), Origin.of(args.checkpoint, args.how)
     for size in args.size or [320]:
         folder = args.out / f"yolov10n-face-{size}"
-        manifest = write_bundle(net, size, args.data, samples, folder, args.how, console)
+        manifest = write_bundle(
+            net, size, args.data, samples, folder, origin, console, max_drop=args.max_drop, named=args.named
+        )
         console.print(f"{folder}: score threshold {manifest.score_threshold} {manifest.notes}")
         for line in manifest.latency:
-            console.print(f"  {line.artefact:14} {line.value:7.2f} ms  {line.metric}")
+            console.print(f"  {line.artefact:14} {line.value:7.2f}  {line.metric}")
     return 0

@@ -17,4 +17,8 @@ def add_common(parser: argparse.ArgumentParser, verb: str, max_drop: float) -> N
     parser.add_argument(
         "--max-drop", type=float, default=max_drop, help="points INT8 may lose, or it falls back (default %(default)s)"
     )
+    parser.add_argument(
+        "--float", nargs="+", default=[], metavar="NODE", dest="named", help="nodes of the float ONNX graph to keep in "
+        "float in any case; the printed table of worst layers has their names"
+    )  # fmt: skip
     parser.set_defaults(verb=verb)

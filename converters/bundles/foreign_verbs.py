@@ -4,6 +4,7 @@ import argparse
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from converters.data.calibration import calibration_pictures
 from converters.data.face_crops import cut, widen
 from converters.errors import CheckpointError, ConvertError
 from converters.quantization.detector_artefacts import OUTPUTS, exported, input_of
+from converters.quantization.graphs import starts_at_zero
 from converters.quantization.quantize import OPSET, export_onnx
 from edge.models.manifest import Calibration, Decoder, Input, Manifest, Task
 from edge.track.letterbox import Letterbox
@@ -53,7 +55,7 @@ def run_detector(args: argparse.Namespace) -> int:
     manifest = _manifest(args, folder, "detector", decoder, source, outputs, ("face",), calibration)
     judge = BoxJudge.of(args.data, args.calibrate, letterbox, manifest)
     job = _job(args, model, manifest, images, [letterbox(view).copy() for view in _views()], judge)
-    job = Job(**{**job.__dict__, "tune": judge.tune, "float_tail": True})
+    job = replace(job, tune=judge.tune, float_tail=True, symmetric=starts_at_zero(model))
     convert(job, folder, Console())
     return 0
 
@@ -173,7 +175,7 @@ def _job(
     words = [args.verb, args.checkpoint.name, "--calibrate", args.calibrate.name]
     words += ["--data", "DATA"] if args.data else []
     how = shlex.join(["facefleet-convert", *words, "--out", manifest.name])
-    return Job(model, manifest, images, golden, judge, args.max_drop, keep_threshold, False, how)
+    return Job(model, manifest, images, golden, judge, args.max_drop, keep_threshold, False, how, args.named)
 
 
 def _views() -> list[NDArray[np.uint8]]:

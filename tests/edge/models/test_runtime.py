@@ -256,6 +256,31 @@ def test_both_runtimes_feed_the_network_the_same_pixels(tmp_path, source):
         np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
+@pytest.mark.convert
+def test_onnx_that_reads_pixels_gets_pixels(tmp_path):
+    """The converters' INT8 detectors take (1, H, W, 3) uint8 BGR as it is; a view that is not contiguous too."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    from edge.models.bundle import Bundle, describe
+
+    entrance = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 8, 12, 3])
+    seen = helper.make_tensor_value_info("seen", TensorProto.FLOAT, [1, 8, 12, 3])
+    cast = helper.make_node("Cast", ["images"], ["seen"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([cast], "pixels", [entrance], [seen])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "model.onnx"
+    )
+    manifest = Manifest(
+        name="pixels", version="1", task="detector", decoder="yolov10", input=Input(12, 8), outputs=("seen",),
+        files={"onnx": describe(tmp_path, tmp_path / "model.onnx")}, licence="Apache-2.0", source="test",
+    )  # fmt: skip
+    way = Candidate("CPU", "int8_onnx", "onnxruntime", "onnx")
+    runtime = LIBRARIES["onnxruntime"](Bundle(tmp_path, manifest), way, 1, None)
+    images = np.random.default_rng(2).integers(0, 256, (1, 8, 24, 3), np.uint8)[:, :, ::2]
+    np.testing.assert_array_equal(runtime.infer(images)[0], images.astype(np.float32))
+
+
 def test_golden_is_tinted_until_swapped_channels_show(bundles):
     """A grey picture is no test for the colour classifier; a tint makes one, and the answer still is the runtime's."""
     bundle = bundles.classifier()

@@ -1,0 +1,32 @@
+"""What a conversion shows while it works, and the table of layers at its end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from converters.quantization.losses import Loss
+
+
+@contextmanager
+def steps(console: Console) -> Iterator[Callable[[str], None]]:
+    """Give a function that names the step at work; it turns beside the seconds the step has taken."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def say(what: str) -> None:
+            for task in progress.task_ids:
+                progress.remove_task(task)
+            progress.add_task(what, total=None)
+
+        yield say
+
+
+def show_layers(layers: Sequence[Loss], console: Console, most: int = 8) -> None:
+    """Print the layers that cost most in INT8, for `--float` to name."""
+    table = Table("layer", "own error", "outputs' error that goes when it alone is float", title="worst layers in INT8")
+    for loss in layers[:most]:
+        table.add_row(loss.layer, f"{loss.own:.1%}", f"{loss.gain:.1%}")
+    console.print(table)
