@@ -16,6 +16,8 @@ from bridge.runs import DeadLetter
 from bridge.statements import CLOSE_OPEN, RETRACT_CLOSED
 from edge.wire import BoxState, EndReason, Health, WireError, topic
 
+Heard = tuple[str, str, BoxState, datetime]  # site, box, what it said, when
+
 _health = msgspec.json.Decoder(Health)
 _HEALTH_COLUMNS = (
     "uptime_s", "ack_age_s", "outbox_events", "outbox_bytes", "outbox_fill", "outbox_oldest_s", "publisher",
@@ -28,10 +30,19 @@ _CAMERA_COLUMNS = (
 )  # fmt: skip
 
 
-def write_state(
+def write_states(connection: Connection, registry: Registry, states: Sequence[Heard]) -> None:
+    """Write births and deaths; one that says something impossible becomes a dead letter. Of one box they keep order."""
+    moved = False
+    for site, box, state, received_at in sorted(states, key=lambda heard: heard[:2]):  # two bridges lock in one order
+        moved |= _write_state(connection, registry, site, box, state, received_at)
+    if moved:
+        roll_up(connection)
+
+
+def _write_state(
     connection: Connection, registry: Registry, site: str, box: str, state: BoxState, received_at: datetime
-) -> None:
-    """Write a birth or a death; one that says something impossible becomes a dead letter."""
+) -> bool:
+    """Write one; return whether visits were closed or opened again, and stand in `in_delta`."""
     box_id = registry.boxes(connection, [(site, box)]).get((site, box))
     try:
         if box_id is None:
@@ -40,15 +51,19 @@ def write_state(
     except WireError as error:
         message = Incoming(site, box, msgspec.json.encode(state), topic(site, box, "state"), received_at)
         bury(connection, [DeadLetter("state", str(error), message, message.payload)])
-        return
-    newest = connection.execute("SELECT stream FROM boxes WHERE box_id = %s FOR UPDATE", (box_id,)).fetchone()
+        return False
+    row = connection.execute("SELECT stream FROM boxes WHERE box_id = %s FOR UPDATE", (box_id,)).fetchone()
+    newest, moved = row[0] if row else None, False
     if state.state == "online":
-        if not _born(connection, box_id, stream, newest[0] if newest else None, received_at):
-            return
+        if stream != newest:
+            born = _born(connection, box_id, stream, received_at)
+            if born is None:
+                return False
+            moved = born
         if state.vocabulary is not None:
             registry.learn(connection, box_id, state.vocabulary.digest(), state.vocabulary)
-    elif newest is not None and newest[0] not in (None, stream):
-        return  # P27: the death of a process that has a successor
+    elif newest not in (None, stream):
+        return False  # P27: the death of a process that has a successor
     connection.execute(
         "UPDATE boxes SET state = %s, state_at = %s, reason = %s, boot = %s, machine = %s, nonce = %s, "
         "software = coalesce(nullif(%s, ''), software), config_digest = coalesce(nullif(%s, ''), config_digest) "
@@ -58,6 +73,7 @@ def write_state(
             state.software, state.config_digest, box_id,
         ),
     )  # fmt: skip
+    return moved
 
 
 def _check(state: BoxState) -> int:
@@ -75,31 +91,34 @@ def _check(state: BoxState) -> int:
     return stream
 
 
-def _born(connection: Connection, box_id: int, stream: int, newest: int | None, at: datetime) -> bool:
-    """Make `stream` the newest of the box and close what older ones left open (P28); False for old news."""
-    if stream == newest:
-        return True
+def _born(connection: Connection, box_id: int, stream: int, at: datetime) -> bool | None:
+    """Make `stream` the newest of the box and close what older ones left open (P28).
+
+    Returns:
+        Whether visits were closed or opened again; None for old news, which changes nothing.
+    """
     row = connection.execute("SELECT born, superseded FROM streams WHERE stream = %s", (stream,)).fetchone()
     if row == (True, True):
-        return False  # a birth heard again after its successor's
-    connection.execute(
+        return None  # a birth heard again after its successor's
+    made = connection.execute(
         "INSERT INTO streams (stream, box_id, born, first_at, last_at, erased) VALUES "
         "(%s, %s, true, %s, %s, EXISTS (SELECT FROM tombstones WHERE box_id = %s)) ON CONFLICT DO NOTHING",
         (stream, box_id, at, at, box_id),
-    )
+    ).rowcount
     locked = connection.execute(
         "SELECT stream FROM streams WHERE (box_id = %s AND NOT superseded) OR stream = %s ORDER BY stream FOR UPDATE",
         (box_id, stream),
     ).fetchall()
     older = [other for (other,) in locked if other != stream]
-    # Its events came before its birth, and were taken for those of an older process.
-    connection.execute(RETRACT_CLOSED, {"streams": [stream]})
+    # Where its events came before its birth, they were taken for those of an older process.
+    reopened = None if made else connection.execute(RETRACT_CLOSED, {"streams": [stream]}).fetchone()
     connection.execute("UPDATE streams SET born = true, superseded = false WHERE stream = %s", (stream,))
-    connection.execute("UPDATE streams SET superseded = true WHERE stream = ANY(%s)", (older,))
     connection.execute("UPDATE boxes SET stream = %s WHERE box_id = %s", (stream, box_id))
-    connection.execute(CLOSE_OPEN, {"streams": older, "reason": int(EndReason.BOX_RESTARTED)})
-    roll_up(connection)
-    return True
+    if not older:
+        return reopened is not None and reopened != (0,)
+    connection.execute("UPDATE streams SET superseded = true WHERE stream = ANY(%s)", (older,))
+    closed = connection.execute(CLOSE_OPEN, {"streams": older, "reason": int(EndReason.BOX_RESTARTED)}).fetchone()
+    return (reopened or (0,)) != (0,) or closed != (0,)
 
 
 def write_healths(connection: Connection, registry: Registry, messages: Sequence[Incoming]) -> None:

@@ -91,9 +91,13 @@ class Store:
             raise StoreError(f"no row is to blame, yet the database says: {error}") from error
 
     def write_state(self, site: str, box: str, state: BoxState, received_at: datetime) -> None:
-        """Write a birth or death down: registry, vocabulary, newest stream (P27), open visits closed (P28)."""
+        """Write one birth or death."""
+        self.write_states([(site, box, state, received_at)])
+
+    def write_states(self, states: Sequence[fleet.Heard]) -> None:
+        """Write births and deaths: registry, vocabulary, newest stream (P27), open visits closed (P28)."""
         with self._transaction() as connection:
-            fleet.write_state(connection, self._registry, site, box, state, received_at)
+            fleet.write_states(connection, self._registry, states)
         self._registry.keep()
 
     def write_health(self, site: str, box: str, health_json: bytes, received_at: datetime) -> None:
@@ -120,14 +124,22 @@ class Store:
 
     def covered(self, site: str, box: str) -> tuple[Covered, ...]:
         """Return what is covered of a box's recent streams, newest first."""
+        return self.all_covered([(site, box)])[site, box]
+
+    def all_covered(self, boxes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[Covered, ...]]:
+        """Return what is covered of the recent streams of each box, newest first; of an unknown one nothing."""
         with self._transaction() as connection:
             rows = connection.execute(
-                "SELECT t.stream, t.upto, t.ranges FROM streams t JOIN boxes b USING (box_id) "
-                "JOIN sites s USING (site_id) WHERE s.name = %s AND b.name = %s AND (t.upto > 0 OR t.ranges <> '{}') "
-                "ORDER BY t.last_at DESC, t.stream LIMIT %s",
-                (site, box, RECENT_STREAMS),
+                "SELECT n.site, n.box, t.stream, t.upto, t.ranges FROM unnest(%s::text[], %s::text[]) AS n (site, box) "
+                "JOIN sites s ON s.name = n.site JOIN boxes b ON b.site_id = s.site_id AND b.name = n.box, "
+                "LATERAL (SELECT * FROM streams WHERE box_id = b.box_id AND (upto > 0 OR ranges <> '{}') "
+                "ORDER BY last_at DESC, stream LIMIT %s) t",
+                ([site for site, _ in boxes], [box for _, box in boxes], RECENT_STREAMS),
             ).fetchall()
-        return tuple(Covered(stream, upto, tuple(ranges)) for stream, upto, ranges in rows)
+        found: dict[tuple[str, str], list[Covered]] = {name: [] for name in boxes}
+        for site, box, stream, upto, ranges in rows:
+            found[site, box].append(Covered(stream, upto, tuple(ranges)))
+        return {name: tuple(covered) for name, covered in found.items()}
 
     def transaction(self) -> AbstractContextManager[Connection]:
         """Begin what later calls take part in: all of it happens, or, when it is left by an exception, none.

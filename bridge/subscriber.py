@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from itertools import takewhile
 from typing import Literal, Protocol
 from uuid import UUID
 
@@ -47,9 +46,9 @@ class Store(Protocol):
     """What the writer needs of bridge/store.py; a test may stand in for it."""
 
     def write(self, messages: Sequence[Incoming]) -> Written: ...
-    def write_state(self, site: str, box: str, state: BoxState, received_at: datetime) -> None: ...
+    def write_states(self, states: Sequence[tuple[str, str, BoxState, datetime]]) -> None: ...
     def write_healths(self, messages: Sequence[Incoming]) -> None: ...
-    def covered(self, site: str, box: str) -> tuple[Covered, ...]: ...
+    def all_covered(self, boxes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[Covered, ...]]: ...
     def database_uuid(self) -> UUID: ...
     def maintain(self, now: datetime) -> object: ...
     def close(self) -> None: ...
@@ -231,15 +230,19 @@ class Subscriber:
             self._turn()
 
     def _write_first(self, store: Store) -> None:
-        """Write the round's first state, or its events up to the next state: a birth stays before what follows it."""
-        if self._round[0].kind == "state":
-            self._write_state(store, self._round[0])
-            part = 1
-        else:
-            events = list(takewhile(lambda d: d.kind == "events", self._round))
-            self._write_events(store, events)
-            part = len(events)
-        self._ack_to_broker([self._round.popleft().message for _ in range(part)])
+        """Write of the round what may go now: states, or events. Of one box, what came later waits (P28)."""
+        kind, now, later = self._round[0].kind, list[Delivery](), deque[Delivery]()
+        waiting: set[tuple[str, str]] = set()
+        for delivery in self._round:
+            box = (delivery.site, delivery.box)
+            if delivery.kind == kind and box not in waiting:
+                now.append(delivery)
+            else:
+                later.append(delivery)
+                waiting.add(box)
+        (self._write_states if kind == "state" else self._write_events)(store, now)
+        self._round = later
+        self._ack_to_broker([delivery.message for delivery in now])
 
     def _write_events(self, store: Store, deliveries: Sequence[Delivery]) -> None:
         batches = [Incoming(d.site, d.box, d.message.payload, d.message.topic, d.received_at) for d in deliveries]
@@ -268,25 +271,42 @@ class Subscriber:
             for box, covered in written.covered.items():
                 self._acks.note(box, covered)
 
-    def _write_state(self, store: Store, delivery: Delivery) -> None:
-        if not delivery.message.payload:  # somebody deleted a retained state
+    def _write_states(self, store: Store, deliveries: Sequence[Delivery]) -> None:
+        heard: list[tuple[str, str, BoxState, datetime]] = []
+        for delivery in deliveries:
+            if delivery.message.payload:  # else somebody deleted a retained state
+                try:
+                    state = STATE_DECODER.decode(delivery.message.payload)
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    self._malformed(delivery, error)
+                else:
+                    heard.append((delivery.site, delivery.box, state, delivery.received_at))
+        if not heard:
             return
         try:
-            state = STATE_DECODER.decode(delivery.message.payload)
-            store.write_state(delivery.site, delivery.box, state, delivery.received_at)
-        except (msgspec.MsgspecError, UnicodeDecodeError, WireError, psycopg.DataError) as error:
-            self._malformed(delivery, error)
+            store.write_states(heard)
+        except (WireError, psycopg.DataError) as error:
+            if len(deliveries) == 1:
+                self._malformed(deliveries[0], error)
+                return
+            half = len(deliveries) // 2
+            self._write_states(store, deliveries[:half])
+            self._write_states(store, deliveries[half:])
             return
-        self.counts.states += 1
-        if self._ack and state.state == "online":
-            # Tells a box what we hold even if it has nothing to send: how it learns of a restored backup (P23).
-            found = store.covered(delivery.site, delivery.box)
+        self.counts.states += len(heard)
+        if self._ack:
+            self._answer_births(store, {(site, box): state for site, box, state, _ in heard})
+
+    def _answer_births(self, store: Store, states: dict[tuple[str, str], BoxState]) -> None:
+        """Tell boxes what we hold even if they have nothing to send: how they learn of a restored backup (P23)."""
+        born = {box: state for box, state in states.items() if state.state == "online"}
+        for box, found in store.all_covered(list(born)).items() if born else ():
             held = {covered.stream: covered for covered in found}
             with contextlib.suppress(ValueError):
-                if 0 < (own := int(state.stream, 16)) < 2**63:
+                if 0 < (own := int(born[box].stream, 16)) < 2**63:
                     held.setdefault(own, Covered(own, 0))
             complete = len(found) < RECENT_STREAMS  # else there may be more
-            self._acks.note((delivery.site, delivery.box), held.values(), complete=complete)
+            self._acks.note(box, held.values(), complete=complete)
 
     def _write_health(self, store: Store, deliveries: Sequence[Delivery]) -> None:
         try:

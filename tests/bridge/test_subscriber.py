@@ -36,6 +36,7 @@ class FakeStore:
         self.gate.set()
         self.rounds: list[list[Incoming]] = []
         self.log: list[str] = []
+        self.heard: list[tuple[str, str]] = []  # box, what it said
         self.known: dict[tuple[str, str], tuple[Covered, ...]] = {}
         self.opened = self.closed = 0
 
@@ -62,16 +63,17 @@ class FakeStore:
                 covered[message.site, message.box] = (Covered(batch.stream, last),)
         return Written(len(messages) - dead, 0, dead, 0, 0, covered)
 
-    def write_state(self, site: str, box: str, state: BoxState, received_at: datetime) -> None:
+    def write_states(self, states: Sequence[tuple[str, str, BoxState, datetime]]) -> None:
         self._check()
-        self.log.append(f"state {state.state}")
+        self.log += [f"state {state.state}" for _, _, state, _ in states]
+        self.heard += [(box, state.state) for _, box, state, _ in states]
 
     def write_healths(self, messages: Sequence[Incoming]) -> None:
         self._check()
         self.log += [f"health {message.payload.decode()}" for message in messages]
 
-    def covered(self, site: str, box: str) -> tuple[Covered, ...]:
-        return self.known.get((site, box), ())
+    def all_covered(self, boxes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[Covered, ...]]:
+        return {box: self.known.get(box, ()) for box in boxes}
 
     def database_uuid(self) -> UUID:
         self._check()
@@ -470,6 +472,25 @@ def test_events_go_between_when_a_whole_fleet_says_its_health() -> None:
         second = [i for i, entry in enumerate(bench.store.log) if entry == "events"][1]
         before = sum(entry.startswith("health") for entry in bench.store.log[:second])
         assert before <= MOST_HEALTH
+
+
+def test_p28_births_of_many_boxes_go_together_and_each_stays_between_what_its_box_said_before_and_after() -> None:
+    with running() as bench:
+        wait_until(lambda: bench.subscriber.status == "accepting")
+        bench.store.gate.clear()
+        bench.hear("events", batch(1), box="first")
+        time.sleep(0.1)
+        bench.store.log.clear()
+        for n in range(20):
+            bench.hear("state", birth(stream=n + 1), box=f"b{n}")
+            bench.hear("events", batch(1, stream=n + 1), box=f"b{n}")
+        bench.hear("state", birth(stream=99), box="b3")
+        bench.hear("events", batch(1, stream=99), box="b3")
+        bench.store.gate.set()
+        check_after(lambda: bench.written() == 22, bench)
+        done = [entry for entry in bench.store.log if entry.startswith(("state", "events"))][-42:]
+        assert done == ["state online"] * 20 + ["events"] * 20 + ["state online", "events"]
+        assert bench.store.heard[-1] == ("b3", "online")
 
 
 def test_stop_writes_what_is_in_hand() -> None:
