@@ -3,7 +3,6 @@
 Driven by `training.student` (labels of data sets) and `training.distill` (a teacher's answers).
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 from converters.data.augment_faces import augment
 from converters.errors import ConvertError
 from converters.nets.student import WIDTHS, Student
+from converters.training.schedule import follow, optimizer_of, rate_factor
 
 SIZE_PX = 64
 CHECK_EVERY = 3  # epochs
@@ -118,7 +118,7 @@ def _epoch(course: Course, state: State, material: Material) -> None:
             continue
         share = (state.epoch + step * course.batch / len(order)) / course.epochs
         for group in state.optimizer.param_groups:
-            group["lr"] = course.rate * _schedule(max(share, _progress(course, state)))
+            group["lr"] = course.rate * rate_factor(max(share, _progress(course, state)))
         x = augment(material.pictures[pick], material.inside[pick], course.size_px, course.margin, rng)
         with torch.autocast("cpu", torch.bfloat16):
             logits = state.student(x.to(memory_format=torch.channels_last))
@@ -127,24 +127,10 @@ def _epoch(course: Course, state: State, material: Material) -> None:
         value.backward()
         torch.nn.utils.clip_grad_norm_(state.student.parameters(), 3.0)
         state.optimizer.step()
-        _average(state, decay=min(0.998, 1 - 1 / (1 + state.epoch * len(order) / course.batch + step)))
+        done = state.epoch * len(order) / course.batch + step
+        follow(state.average, state.student, decay=min(0.998, 1 - 1 / (1 + done)))
         state.spent_s = before_s + time.monotonic() - began
     state.epoch += 1
-
-
-def _average(state: State, decay: float) -> None:
-    """Let the averaged student follow; batch norm's running figures too. The average is what is shipped."""
-    with torch.no_grad():
-        for mean, now in zip(state.average.state_dict().values(), state.student.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
-
-
-def _schedule(share: float) -> float:
-    """Return the learning rate's factor: up in the first 4 %, then half a cosine down to 1 %."""
-    if share < 0.04:
-        return 0.05 + 0.95 * share / 0.04
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.04) / 0.96)))
 
 
 def _progress(course: Course, state: State) -> float:
@@ -159,10 +145,7 @@ def _start(course: Course, outputs: int, path: Path) -> State:
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     average = Student(student.classify.out_features, course.widths)
     average.load_state_dict(student.state_dict())
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    rest = [p for p in student.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    state = State(student, average, torch.optim.AdamW(groups, lr=course.rate))
+    state = State(student, average, optimizer_of(student, course.rate))
     if path.is_file():
         saved = torch.load(path, weights_only=True)
         if saved["plan"] != course.identity():
