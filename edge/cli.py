@@ -172,6 +172,13 @@ def _uninstall(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _reset(args: argparse.Namespace) -> int:
+    from edge.install.system import reset
+
+    reset(args.root.resolve(), print, discard_events=args.discard_events)
+    return EXIT_OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="facefleet-edge",
@@ -251,7 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--bridge", action="store_true", help="the centre's program instead of a box's")
     uninstall = add("uninstall", _uninstall, "Take all of it away again.", "--root /mnt/card")
     uninstall.add_argument("--purge", action="store_true", help="what was flashed, and events not delivered, too")
-    for sub in (install, uninstall):
+    reset = add(
+        "reset",
+        _reset,
+        "Let a box forget who it is: config, secrets, keys, certificate, events. Its program stays. For when it is "
+        "renamed, moved to another site, or handed on.",
+        "--root /mnt/card",
+    )
+    reset.add_argument("--discard-events", action="store_true", help="also where the centre has not acknowledged all")
+    for sub in (install, uninstall, reset):
         sub.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="of the system (default /)")
 
     add_verbs(add)

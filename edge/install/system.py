@@ -17,6 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from edge.box.keystore import ENCRYPTED, STORE
+from edge.box.keystore import NAME as KEY_NAME
+from edge.box.status import read_status
 from edge.errors import EdgeError
 from edge.flash.slots import remove, write_durably
 from edge.install import program, users
@@ -117,6 +120,7 @@ def uninstall(root: Path, say: Say, *, purge: bool = False) -> None:
         if kept:
             say(f"kept: {state}, which holds what was flashed and events not yet delivered; --purge removes it too")
         else:
+            _forget_keys(root)
             users.remove(root, record.accounts)
         remove(root / program.HOME)
         for folder in sorted(record.folders, key=len, reverse=True):
@@ -128,6 +132,56 @@ def uninstall(root: Path, say: Say, *, purge: bool = False) -> None:
     if _live(root):
         _systemctl("daemon-reload")
     say(f"{root}: facefleet is gone")
+
+
+def reset(root: Path, say: Say, *, discard_events: bool = False) -> None:
+    """Let a box forget who it is: config, secrets, keys, certificate, events. The program stays.
+
+    Args:
+        root: of the system.
+        say: told what was done.
+        discard_events: also where events wait that the centre has not acknowledged.
+
+    Raises:
+        EdgeError: no box is installed there, or events would be lost.
+    """
+    record, state = _record(root), root / STATE
+    if record is None or record.role != "edge":
+        raise EdgeError(f"{root} has no box installed: there is nothing to reset")
+    waiting = _undelivered(state)
+    if waiting and not discard_events:
+        raise EdgeError(f"{waiting} in {state / 'outbox.db'}; let them be delivered first, or say --discard-events")
+    try:
+        if _live(root):
+            _systemctl("stop", *(unit for unit in ROLES["edge"] if unit != "facefleet-recover.service"))
+        for entry in state.iterdir():
+            if entry.name != "spool":
+                remove(entry)
+        for bundle in (state / "spool").iterdir():
+            remove(bundle)
+        _forget_keys(root)
+        os.sync()
+        if _live(root):
+            _systemctl("start", *(unit for unit in ROLES["edge"] if unit.endswith(".path")))
+    except OSError as error:
+        raise EdgeError(f"{error.filename} cannot be removed ({error.strerror}); are you root?") from error
+    say(f"{root}: this box is nobody now; its next flash makes it somebody")
+
+
+def _undelivered(state: Path) -> str:
+    """Say which events would be lost, "" where there are none."""
+    if not (state / "outbox.db").exists():
+        return ""
+    status = read_status(state)
+    if status is None or status.health is None:
+        return "nobody can say how many events wait (the service has not run since boot)"
+    return f"{status.health.outbox_events} events wait" if status.health.outbox_events else ""
+
+
+def _forget_keys(root: Path) -> None:
+    """Remove the box's private key from systemd's stores, where enrolment keeps it."""
+    for store in (STORE, ENCRYPTED):
+        (root / store.relative_to("/") / KEY_NAME).unlink(missing_ok=True)
 
 
 class _Maker:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from edge.box.facts import boot_id
+from edge.box.status import BoxStatus, boottime_s, write_status
 from edge.cli import main
 from edge.errors import EdgeError
 from edge.flash.slots import FlashState
 from edge.install import program, system, users
+from edge.wire import Health
 from tests import wheelhouse
 
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
@@ -215,3 +218,62 @@ def test_a_wheelhouse_without_a_needed_package_is_refused_and_leaves_no_program(
 def test_uninstalling_what_is_not_there_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["uninstall", "--root", str(root)]) == 1
     assert "has no facefleet" in capsys.readouterr().err
+
+
+def test_a_box_that_is_reset_is_nobody_and_keeps_its_program(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(root, monkeypatch, tmp_path)
+    installed = tree(root)
+    state = root / "var/lib/facefleet"
+    for name in (
+        "identity.json",
+        "flash.json",
+        "trust/a.pub",
+        "slots/1/config.yaml",
+        "tls/box.pem",
+        "spool/x.ffbundle",
+    ):
+        (state / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / name).write_text("x")
+    (state / "current").symlink_to("slots/1")
+    stores = [root / "etc/credstore", root / "etc/credstore.encrypted"]
+    for store in stores:
+        store.mkdir(mode=0o700)
+        (store / "facefleet.box.key").write_text("key")
+        (store / "somebody.else").write_text("x")
+    assert main(["reset", "--root", str(root)]) == 0
+    for store in stores:
+        assert [p.name for p in store.iterdir()] == ["somebody.else"]
+        (store / "somebody.else").unlink()
+        store.rmdir()
+    assert tree(root) == installed
+    assert "this box is nobody now" in capsys.readouterr().out
+
+
+def test_a_box_whose_events_the_centre_does_not_have_is_not_reset_unless_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(root, monkeypatch, tmp_path)
+    state = root / "var/lib/facefleet"
+    (state / "outbox.db").write_text("events")
+
+    def told(events: int) -> None:
+        health = Health(stream="0" * 16, nonce="n", t_ms=0, uptime_s=1.0, cameras={}, models={}, outbox_events=events)
+        now_s = boottime_s()
+        status = BoxStatus(1, boot_id() or "", now_s, now_s, "n", "digest", "connected", {}, health)
+        write_status(state, status)
+
+    assert main(["reset", "--root", str(root)]) == 1
+    assert "nobody can say how many events wait" in capsys.readouterr().err
+    told(7)
+    assert main(["reset", "--root", str(root)]) == 1
+    assert "7 events wait in " in capsys.readouterr().err
+    assert (state / "outbox.db").exists()
+    told(0)
+    assert main(["reset", "--root", str(root)]) == 0
+    assert not (state / "outbox.db").exists()
+    (state / "outbox.db").write_text("events")
+    assert main(["reset", "--root", str(root), "--discard-events"]) == 0
+    assert not (state / "outbox.db").exists()
+    assert main(["reset", "--root", str(tmp_path / "nothing")]) == 1
