@@ -27,10 +27,7 @@ def _bundle(add: Add) -> None:
     bundle.add_argument("file", type=Path, help="build: the box's YAML, or wheels; show, verify: the bundle")
     bundle.add_argument("-o", "--out", type=Path, help="where to write it (default: beside the YAML, .ffbundle)")
     bundle.add_argument("--counter", type=int, help="default: seconds of the clock, and more than this key's last")
-    bundle.add_argument(
-        "--trust", type=Path, action="append", default=[], metavar="PUB",
-        help="keys the box believes after this bundle, and no others: how a signing key is rotated",
-    )  # fmt: skip
+    _trust(bundle)
     bundle.add_argument("--for", dest="addressee", default="", metavar="SITE/BOX", help="wheels for one box only")
     _software(bundle)
     _key(bundle)
@@ -60,6 +57,7 @@ def _flash(add: Add) -> None:
     )
     flash.add_argument("--ssh", default="", metavar="COMMAND", help='such as "ssh -p 2222 -i key"')
     flash.add_argument("--remote", default="facefleet-edge", metavar="COMMAND", help='such as "sudo facefleet-edge"')
+    _trust(flash)
     _software(flash)
     _certificate(flash)
     _key(flash)
@@ -99,6 +97,13 @@ def _certificate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reader", type=Path, metavar="DIR",
         help="with --wait: whose certificate to listen with (`facefleet-bridge ca enroll reader:NAME --out DIR`)",
+    )  # fmt: skip
+
+
+def _trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", type=Path, action="append", default=[], metavar="PUB",
+        help="key the box believes afterwards, and no other; may be said again: how a signing key is rotated",
     )  # fmt: skip
 
 

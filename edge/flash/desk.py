@@ -19,7 +19,7 @@ from edge.errors import FlashError
 from edge.flash.archive import Head, describe, write_bundle
 from edge.flash.manifest import ANY_CLASS, CONFIG, Manifest
 from edge.flash.portable import Contents, gather
-from edge.flash.signing import encode_public, load_private, load_public
+from edge.flash.signing import decode_public, encode_public, key_id, load_private, load_public
 from edge.flash.slots import SUFFIX, FlashState, Identity, Result, write_durably
 
 
@@ -120,10 +120,10 @@ def signed(manifest: Manifest, contents: Contents, out: Path, key_path: Path) ->
 
 
 @contextmanager
-def built(config_path: Path, key_path: Path, device_class: str) -> Iterator[Made]:
+def built(config_path: Path, key_path: Path, device_class: str, trust: Sequence[Path] = ()) -> Iterator[Made]:
     """Build a bundle that lives as long as the `with` block."""
     with tempfile.TemporaryDirectory(prefix="facefleet-flash-") as folder:
-        yield build(config_path, Path(folder) / f"bundle{SUFFIX}", key_path, device_class=device_class)
+        yield build(config_path, Path(folder) / f"bundle{SUFFIX}", key_path, device_class=device_class, trust=trust)
 
 
 def difference(seen: Seen, made: Made) -> list[str]:
@@ -142,6 +142,9 @@ def difference(seen: Seen, made: Made) -> list[str]:
             lines.append(f"model {model}: removed")
         elif before[model] != new.models[model]:
             lines.append(f"model {model}: changed")
+    believed = {key_id(decode_public(name)) for name in new.trust}
+    if believed and believed != set(seen.trusted):
+        lines.append(f"keys believed afterwards: {', '.join(sorted(believed))}")
     if made.contents.secrets:
         lines.append(f"secrets written anew: {', '.join(sorted(made.contents.secrets))}")
     if missing := sorted(made.contents.wanted - made.contents.secrets.keys()):

@@ -93,12 +93,14 @@ def flash(args: argparse.Namespace) -> int:
     terms = Terms(start_s=args.start, hold_s=args.hold)
     if args.software and args.wait is not None:
         raise FlashError("--wait belongs to a card; a program is proven before the command ends")
+    if args.trust and args.software:
+        raise FlashError("--trust belongs to a config")
     if args.downgrade and not args.software:
         raise FlashError("--downgrade belongs to --software; an old config is flashed like any other")
     with (
         wheelhouse.built(args.config, key, args.device_class, args.downgrade)
         if args.software
-        else desk.built(args.config, key, args.device_class)
+        else desk.built(args.config, key, args.device_class, args.trust)
     ) as made:
         target = open_target(
             args.target, root=args.root, programs=args.programs, ssh=args.ssh, remote=args.remote, terms=terms
