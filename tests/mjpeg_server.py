@@ -11,6 +11,7 @@ from base64 import b64encode
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ class MjpegServer:
     Args:
         fps: pictures a second.
         user, password: asked for when a user is given.
-        auth: "basic" or "digest".
+        auth: "basic", "digest", or "query": wanted as `?user=…&password=…` and nowhere else.
         content_length: say the length of each part, as most cameras do.
         content_type: what to answer instead of an MJPEG stream.
     """
@@ -93,10 +94,12 @@ class MjpegServer:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def admits(self, authorization: str, method: str) -> bool:
-        """Return whether a request with this Authorization header may watch."""
+    def admits(self, authorization: str, method: str, path: str) -> bool:
+        """Return whether a request with this Authorization header and path may watch."""
         if not self.user:
             return True
+        if self.auth == "query":
+            return parse_qs(urlsplit(path).query) == {"user": [self.user], "password": [self.password]}
         if self.auth == "basic":
             return authorization == "Basic " + b64encode(f"{self.user}:{self.password}".encode()).decode()
         fields = dict(pair.partition("=")[::2] for pair in authorization.removeprefix("Digest ").split(", "))
@@ -120,8 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         camera = self.server_camera
         camera.requests += 1
-        if not camera.admits(self.headers.get("Authorization", ""), "GET"):
+        if not camera.admits(self.headers.get("Authorization", ""), "GET", self.path):
             self.send_response(401)
+            if camera.auth == "query":
+                self.end_headers()
+                return
             offer = f'Digest realm="camera", nonce="{secrets.token_hex(8)}", qop="auth"'
             self.send_header("WWW-Authenticate", 'Basic realm="camera"' if camera.auth == "basic" else offer)
             self.end_headers()

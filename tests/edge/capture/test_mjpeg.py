@@ -95,6 +95,16 @@ def test_a_locked_camera_opens_with_its_password_and_refuses_another(auth: str) 
             probe(SourceSpec("http", camera.url))
 
 
+def test_a_password_that_a_camera_takes_in_its_address_gets_there_and_nowhere_else() -> None:
+    with MjpegServer(user="admin", password="p&ä ss", auth="query") as camera:
+        address = f"{camera.url}?user={{user}}&password={{password}}"
+        assert probe(SourceSpec("http", address, user="admin", password="p&ä ss")).image.shape == (48, 64, 3)
+        assert probe(SourceSpec("http", f"{camera.url}?user=admin&password=p%26%C3%A4%20ss")).image.shape == (48, 64, 3)
+        with pytest.raises(RefusedError, match="authentication refused") as caught:
+            probe(SourceSpec("http", address, user="admin", password="geheim-4711"))
+        assert "geheim" not in str(caught.value)
+
+
 def test_a_web_page_is_told_from_a_stream() -> None:
     page, still = MjpegServer(content_type="text/html; charset=utf-8"), MjpegServer(content_type="image/jpeg")
     with page, pytest.raises(CameraError, match=r"answers with a page \(text/html\).*often /video"):
