@@ -9,7 +9,9 @@ import hashlib
 import os
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,17 @@ from edge.errors import FlashError
 MAX_MEMBERS = 50_000
 DATA = ("purelib", "platlib", "data")  # of NAME.data/; scripts and headers are nothing a box runs
 CHUNK_BYTES = 1 << 20
+# What zipfile raises on damage, found by feeding it some.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+)
 
 
 def parts(name: str) -> tuple[str, str]:
@@ -98,7 +111,7 @@ def unpack(wheel: Path, packages: Path, at_most_bytes: int) -> int:
                             raise FlashError(f"{wheel.name} grows beyond the {at_most_bytes} bytes its bundle says")
                         digest.update(chunk)
                         out.write(chunk)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            except DAMAGED as error:
                 raise FlashError(f"{wheel.name}: {path} cannot be unpacked ({error}); make the wheel again") from error
             except FileExistsError as error:
                 raise FlashError(f"{wheel.name} brings {path}, which is there already") from error
@@ -169,7 +182,7 @@ def _name(found: Distribution) -> str:
 def _opened(wheel: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(wheel)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGED) as error:
         raise FlashError(f"{wheel} is no wheel that can be read ({error})") from error
 
 
@@ -181,7 +194,7 @@ def _place(wheel: Path, member: zipfile.ZipInfo) -> Path | None:
     """
     path = PurePosixPath(member.filename)
     mode = member.external_attr >> 16
-    if path.is_absolute() or ".." in path.parts or "\\" in member.filename or "\0" in member.filename:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in member.filename or "\0" in member.filename:
         raise FlashError(f"{wheel.name} names {member.filename[:80]!r}, which lies outside of it; refused")
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise FlashError(f"{wheel.name}: {member.filename[:80]!r} is no plain file; refused")

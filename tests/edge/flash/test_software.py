@@ -2,17 +2,22 @@
 
 import json
 import os
+import random
+import shutil
 import stat
 import subprocess
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from edge.errors import FlashError
 from edge.flash.desk import Seen
+from edge.flash.manifest import File, Manifest, read_manifest
 from edge.flash.slots import BusyError, Slots
 from edge.flash.software import look_at_programs
 from edge.flash.spool import take_spool
@@ -355,3 +360,52 @@ def test_no_program_is_tried_while_a_config_is_and_the_other_way_round(it: Progr
     it.updater.try_out = meanwhile
     it.updater.apply(it.parcel("1.1", 6))
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        pytest.param({"version": ""}, "its program is '' with", id="no version"),
+        pytest.param({"version": "../1"}, r"its program is '\.\./1' with", id="a path as version"),
+        pytest.param({"unpacked_bytes": 0}, "with 0 bytes, expected", id="no size"),
+        pytest.param({"unpacked_bytes": 5 << 30}, "with 5368709120 bytes, expected", id="too large"),
+        pytest.param({"site": "demo"}, "box is '', expected", id="half an addressee"),
+        pytest.param(
+            {"files": (File("config.yaml", 1, "0" * 64),)}, "'config.yaml' is refused, expected wheels/", id="config"
+        ),
+        pytest.param({"files": (File("wheels/../x.whl", 1, "0" * 64),)}, "is refused, expected wheels/", id="outside"),
+        pytest.param({"files": ()}, "lists 0 files", id="nothing"),
+        pytest.param({"kind": "config", "site": "a", "box": "b"}, "is refused, expected config.yaml", id="as a config"),
+    ],
+)
+def test_a_programs_manifest_that_breaks_a_rule_is_refused(changed: dict[str, Any], message: str) -> None:
+    good = Manifest(
+        site="", box="", device_class="any", counter=1, kind="software", version="1.1", unpacked_bytes=10,
+        files=(File("wheels/facefleet-1.1-py3-none-any.whl", 1, "0" * 64),),
+    )  # fmt: skip
+    assert read_manifest(msgspec.json.encode(good)) == good
+    with pytest.raises(FlashError, match=message):
+        read_manifest(msgspec.json.encode(msgspec.structs.replace(good, **changed)))
+
+
+def test_no_damaged_wheel_crashes_the_box_or_leaves_its_folder(tmp_path: Path) -> None:
+    """A thousand wheels with some bytes changed, as a signed bundle never brings them: refused, or taken."""
+    rng, original = random.Random(7), our_wheel(tmp_path, "1.1", "x" * 300).read_bytes()
+    (tmp_path / "in").mkdir()
+    path, outcomes = tmp_path / "in" / "facefleet-1.1-py3-none-any.whl", set()
+    for case in range(1000):
+        data = bytearray(original)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.choice((0, 1, 0x2E, 0x2F, 0x7F, 0xFF, rng.randrange(256)))
+        path.write_bytes(data[: rng.randrange(len(data))] if case % 10 == 0 else data)
+        into = tmp_path / "in" / str(case)
+        into.mkdir()
+        try:
+            wheels.unpacked_bytes(path)
+            wheels.unpack(path, into, 1 << 20)
+            outcomes.add("taken")
+        except (FlashError, OSError):  # the updater refuses for both
+            outcomes.add("refused")
+        shutil.rmtree(into)
+    assert outcomes == {"taken", "refused"}
+    assert sorted(p.name for p in (tmp_path / "in").iterdir()) == [path.name]
