@@ -47,7 +47,7 @@ from converters.quantization.quantize import (
 from edge.models.manifest import Calibration, Input, Manifest, Measurement
 from edge.models.runtime import RESEARCH_ONLY
 
-VERSION = "1"
+VERSION = "2"
 OUTPUT = "logits"
 CALIBRATION_PICTURES = 256
 MAX_BYTES = 300_000
