@@ -79,7 +79,7 @@ def write_artefacts(net: Embedder, source: Input, calibration: NDArray[np.uint8]
         floats = Path(aside) / "float.onnx"
         export_onnx(fused, source, [OUTPUT], floats)
         quantize_onnx(floats, folder / FILES["onnx"], source, [calibration])
-    save_checkpoint(fused, folder / FILES["checkpoint"])
+    save_checkpoint(net.bare(), folder / FILES["checkpoint"])
     check_size(folder, MAX_BYTES)
 
 
@@ -110,7 +110,7 @@ def write_bundle(net: Embedder, learnt: AlignedFaces, data: Path, folder: Path, 
         source=f"trained by this project ({how}) on {', '.join(lists)}",
         opset=OPSET,
         architecture=f"skip-connection CNN with weighed places, widths {'-'.join(map(str, net.widths))}, "
-        f"{parameters(net.fused())} weights, {DIMENSIONS} numbers of length 1",
+        f"{parameters(net.bare())} weights, {DIMENSIONS} numbers of length 1",
         calibration=Calibration("training part", len(part), digest_of(part.digests)),
     )
     with staging(folder) as aside:

@@ -169,10 +169,8 @@ def load_net(checkpoint: Path) -> Embedder:
     saved = torch.load(checkpoint, weights_only=True)
     if "project.weight" not in saved:
         raise ConvertError(f"{checkpoint}: no tensor project.weight; expected the checkpoint of our embedder")
-    stem, fine, middle, coarse = (
-        saved[key].shape[0] for key in ("stem.0.weight", *(f"blocks.{i}.conv2.0.weight" for i in range(3)))
-    )
-    net = Embedder((stem, fine, middle, coarse))
+    blocks = len({key.split(".")[1] for key in saved if key.startswith("blocks.")})
+    net = Embedder(tuple(saved[f"blocks.{i}.conv2.0.weight"].shape[0] for i in range(blocks)))
     net.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in saved.items()})
     return net.eval()
 

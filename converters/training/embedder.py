@@ -42,6 +42,7 @@ class Plan:
         queue: how many earlier faces count as strangers beside those of the batch.
         traits: weight of the helping heads beside the main loss.
         clip_share: share of every batch drawn from people with several real pictures.
+        init: a student's checkpoint whose blocks the run starts from.
     """
 
     epochs: int = 60
@@ -53,7 +54,8 @@ class Plan:
     traits: float = 0.2
     clip_share: float = 0.08
     seed: int = 7
-    widths: tuple[int, int, int, int] = WIDTHS
+    widths: tuple[int, ...] = WIDTHS
+    init: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ def _progress(plan: Plan, state: State) -> float:
 def _start(plan: Plan, path: Path) -> State:
     torch.manual_seed(plan.seed)
     net, average = (Embedder(plan.widths, sum(n for _, n in spans(TRAITS))) for _ in range(2))
+    if plan.init:
+        _initialise(net, plan.init)
     average.load_state_dict(net.state_dict())
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     nobody = torch.full((plan.queue, 2), -1, dtype=torch.int64)
@@ -254,12 +258,28 @@ def _start(plan: Plan, path: Path) -> State:
     return state
 
 
+def _initialise(net: Embedder, checkpoint: Path) -> None:
+    """Copy the blocks that a student's checkpoint has in the same shape.
+
+    Raises:
+        ConvertError: it has no such block.
+    """
+    saved = torch.load(checkpoint, weights_only=True)
+    own = net.state_dict()
+    fitting = {
+        k: v.float() for k, v in saved.items() if k.startswith("blocks.") and k in own and own[k].shape == v.shape
+    }
+    if "blocks.0.conv1.0.weight" not in fitting:
+        raise ConvertError(f"{checkpoint}: no block of a student with widths {net.widths}; give one of our heads'")
+    net.load_state_dict(own | fitting)
+
+
 def _identity(plan: Plan) -> str:
     """Name the plan, less the minutes, which may change on resuming."""
     return (
         f"epochs {plan.epochs} batch {plan.batch} rate {plan.rate:g} temperature {plan.temperature:g} "
         f"queue {plan.queue} traits {plan.traits:g} clips {plan.clip_share:g} seed {plan.seed} "
-        f"widths {'-'.join(map(str, plan.widths))}"
+        f"widths {'-'.join(map(str, plan.widths))} init {plan.init.parent.name if plan.init else 'none'}"
     )
 
 
@@ -293,7 +313,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "a few clips. London, Azure and Lisa are never learnt from; `facefleet-convert evaluate` reports on them.\n"
         "UTKFace is for research only, and so is the bundle.",
         epilog="Stopped with Ctrl-C, or by a power cut? Run the same command again: it goes on after the last epoch.\n"
-        "example: facefleet-convert train-embedder --data DATA --minutes 45",
+        "example: facefleet-convert train-embedder --data DATA --init models_int8/gender-student/checkpoint.pt",
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with research_only/, attributes/, detection/, …"
@@ -302,9 +322,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--bundle", type=Path, default=Path("models_int8/face-embedder"), help="what is written")
     parser.add_argument("--cache", type=Path, default=Path("out/faces"), help="where prepared faces are kept")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="length of the schedule (default %(default)s)")
-    parser.add_argument(
-        "--minutes", type=float, default=1e9, help="finish the schedule after so long instead"
-    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="finish the schedule after so long instead")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate (default %(default)s)")
     parser.add_argument(
         "--temperature",
@@ -315,6 +333,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--traits", type=float, default=Plan.traits, help="weight of age, gender, race (default %(default)s)"
     )
+    parser.add_argument("--init", type=Path, help="a head's checkpoint.pt to start from: its blocks know faces already")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-bundle", action="store_true", help="train only; run again without it to write the bundle")
@@ -331,6 +350,7 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         traits=args.traits,
         seed=args.seed,
+        init=args.init,
     )
     learn, check = split(training(args.data, args.cache))
     print(f"{len(learn)} faces of at most {len(set(learn.people))} people to learn from, {len(check)} to check on")
@@ -348,4 +368,5 @@ def command_line(plan: Plan) -> str:
     """Return the command that repeats a run; where minutes cut the schedule short, only on a machine as fast."""
     text = f"facefleet-convert train-embedder --data DATA --epochs {plan.epochs} --rate {plan.rate:g}"
     minutes = f" --minutes {plan.minutes:g}" if plan.minutes < 1e9 else ""
-    return f"{text} --temperature {plan.temperature:g} --traits {plan.traits:g} --seed {plan.seed}{minutes}"
+    init = f" --init {plan.init}" if plan.init else ""
+    return f"{text} --temperature {plan.temperature:g} --traits {plan.traits:g} --seed {plan.seed}{minutes}{init}"

@@ -12,8 +12,11 @@ torch = pytest.importorskip("torch")
 from converters.data.attributes import Label  # noqa: E402
 from converters.data.identity import CONTEXT_PX, AlignedFaces  # noqa: E402
 from converters.errors import ConvertError  # noqa: E402
+from converters.nets.embedder import Embedder  # noqa: E402
+from converters.nets.student import Student  # noqa: E402
 from converters.training.embedder import (  # noqa: E402
     Plan,
+    _initialise,
     _pairs,
     contrast,
     material,
@@ -143,3 +146,14 @@ def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
     train(short, faces, faces, tmp_path)
     with pytest.raises(ConvertError, match="another plan"):
         train(dataclasses.replace(short, temperature=0.2), faces, faces, tmp_path)
+
+
+def test_blocks_of_a_head_are_a_start(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    head = Student(2, (4, 6, 8, 9))
+    torch.save(head.state_dict(), tmp_path / "checkpoint.pt")
+    net = Embedder((4, 6, 8, 9, 10))
+    _initialise(net, tmp_path / "checkpoint.pt")
+    assert torch.equal(net.blocks[3].conv2[0].weight, head.blocks[3].conv2[0].weight)
+    with pytest.raises(ConvertError, match="no block of a student with widths"):
+        _initialise(Embedder((5, 6, 8, 9, 10)), tmp_path / "checkpoint.pt")
