@@ -4,13 +4,15 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 from edge.errors import FlashError
 from edge.flash.archive import read_head
 from edge.flash.manifest import Kind
 from edge.flash.signing import load_trust
-from edge.flash.slots import SUFFIX, BusyError, Result, Slots
+from edge.flash.slots import SUFFIX, BusyError, Result, Slots, sync_folder
 from edge.flash.updater import Parcel, Updater
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,9 @@ def take_spool(updater: Updater, software: Updater | None = None) -> Iterator[tu
                     raise FlashError(f"{path} is no plain file")
                 brings = kind_of(bundle, updater.slots)
                 taker = software if software is not None and brings == "software" else updater
-                yield path.name, taker.apply(Parcel(bundle, {}))
+                # Gone before it is tried: one that takes the whole box down is not tried again at each boot.
+                parcel = Parcel(bundle, {}, on_trial=partial(_forget, path))
+                yield path.name, taker.apply(parcel)
         except BusyError as error:
             yield path.name, error
             return  # it stays for the next time
@@ -43,7 +47,13 @@ def take_spool(updater: Updater, software: Updater | None = None) -> Iterator[tu
             yield path.name, error
         except OSError as error:
             yield path.name, FlashError(f"{path} cannot be read ({error.strerror})")
-        path.unlink(missing_ok=True)
+        _forget(path)
+
+
+def _forget(path: Path) -> None:
+    """Remove a bundle, durably."""
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def kind_of(bundle: BinaryIO, slots: Slots) -> Kind:

@@ -69,12 +69,16 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Parcel:
-    """What arrives: a bundle, secrets beside it, and on a first flash the key and class the box shall take on."""
+    """What arrives: a bundle, secrets beside it, and on a first flash the key and class the box shall take on.
+
+    `on_trial` is called when all that is needed lies in a slot, before anything depends on it.
+    """
 
     bundle: BinaryIO
     secrets: Mapping[str, bytes]
     adopt: Ed25519PublicKey | None = None
     device_class: str = field(default_factory=platform.machine)
+    on_trial: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -152,6 +156,7 @@ class Updater:
         self._try(slot, before)
         self.at(Step.TRIAL, slot)
         self.slots.write_state(msgspec.structs.replace(state, phase="trial", trial=slot))
+        parcel.on_trial()
         self.at(Step.SWAP, slot)
         self.slots.point_current(slot)
         if reason := self._proven(slot, before):

@@ -261,6 +261,17 @@ def test_a_program_comes_through_the_spool_like_a_config(it: ProgramBox) -> None
     assert (it.programs.current_slot, it.box.running()) == ("1.1-5", 6)
 
 
+def test_a_bundle_leaves_the_spool_before_it_is_tried_and_not_earlier(it: ProgramBox) -> None:
+    """One that takes the box down is not tried again at every boot; one that was cut off before is."""
+    path = it.box.slots.spool / "a.ffbundle"
+    path.write_bytes(it.made("1.1", 5).read_bytes())
+    there: dict[str, bool] = {}
+    it.updater.at = lambda step, _what: there.setdefault(str(step), path.exists())  # type: ignore[assignment,return-value]
+    (_,) = take_spool(it.box.updater, it.updater)
+    assert (there["seal"], there["check"], there["trial"]) == (True, True, True)
+    assert (there["swap"], there["restart"], there["prove"]) == (False, False, False)
+
+
 def test_a_recovery_of_what_is_well_writes_nothing(it: ProgramBox) -> None:
     it.updater.apply(it.parcel("1.1", 5))
 
