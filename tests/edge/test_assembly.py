@@ -1,0 +1,63 @@
+"""A config becomes running parts: the optional landmark bundle from the config to the heads that use it."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.assembly import build_pipeline, load_models
+from edge.cli import main
+from edge.config import LoadedConfig, load_box
+from edge.flash.portable import gather
+from edge.track.landmarks import Landmarks
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models_int8"
+
+
+def write(tmp_path: Path, **more: Any) -> Path:
+    config = {
+        "site": "demo",
+        "box": "lobby-1",
+        "database": "6c6f6361-6c00-4000-8000-000000000000",
+        "models_dir": str(SHIPPED),
+        "state_dir": str(tmp_path / "state"),
+        "heads": [{"name": "gender"}],
+        "cameras": [{"id": "door", "source": {"uri": "rtsp://192.0.2.1/s"}}],
+    }
+    path = tmp_path / "box.yaml"
+    path.write_text(json.dumps(config | more))
+    return path
+
+
+def box(tmp_path: Path, **more: Any) -> LoadedConfig:
+    return load_box(write(tmp_path, **more))
+
+
+def test_without_landmarks_in_the_config_none_are_loaded(tmp_path: Path) -> None:
+    config = box(tmp_path)
+    assert [name for name, _, _ in config.box.bundles()] == ["yolov10n-face-320", "gender-student"]
+    models = load_models(config, log=lambda _: None)
+    assert models.landmarks is None
+    assert "landmarks" not in models.health()
+
+
+def test_landmarks_of_the_config_reach_the_heads_and_the_health_message(tmp_path: Path) -> None:
+    config = box(tmp_path, landmarks="landmarks-student")
+    models = load_models(config, log=lambda _: None)
+    assert models.health()["landmarks"].golden == "ok"
+    pipeline = build_pipeline(config, 0, models, random.Random(0), grid_s=0.0)
+    assert isinstance(pipeline.attributes._find_points, Landmarks)
+
+
+def test_landmarks_that_are_none_are_refused_at_the_desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(write(tmp_path, landmarks="gender-student"))]) == 2
+    assert "landmarks is 'gender-student', a classifier; expected a landmarks bundle" in capsys.readouterr().err
+
+
+def test_a_box_is_flashed_with_its_landmarks(tmp_path: Path) -> None:
+    plain, more = (gather(box(tmp_path, **extra)).files for extra in ({}, {"landmarks": "landmarks-student"}))
+    added = {name.rpartition("/")[2] for name in more.keys() - plain.keys()}
+    assert {"manifest.yaml", "model.xml", "model.onnx", "golden.npz"} <= added
+    assert "checkpoint.pt" not in added
