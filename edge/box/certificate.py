@@ -7,6 +7,7 @@
 The folder belongs to whoever owns the state folder, which is the service's user.
 """
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from edge.config import OWN_CA, OWN_CERTIFICATE, LoadedConfig
 from edge.errors import ConfigError, EdgeError
 from edge.flash.slots import remove, sync_folder, write_durably
 from edge.wire import WireError, check_id
+
+log = logging.getLogger(__name__)
 
 FOLDER = INSTALLED
 CLAIM, CLAIMED = "claim.pem", "claim.used"  # the second: enrolled, and the authority may close the claim
@@ -62,7 +65,7 @@ def request(folder: Path, site: str, box: str, store: KeyStore | None = None) ->
     store = store or key_store(folder)
     if (pem := store.read()) is None:
         pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(*_PLAIN)
-        store.write(pem)
+        log.info("the box's key: %s", store.write(pem))
     return csr(read_key(pem), site, box)
 
 

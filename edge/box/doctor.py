@@ -47,6 +47,8 @@ def examine(config: LoadedConfig | None) -> Iterator[Finding]:
         yield _guarded(f"model {bundle}", lambda name=bundle: _model(config, name))  # type: ignore[misc]
     for i, camera in enumerate(box.cameras):
         yield _guarded(f"camera {camera.id}", lambda i=i: _camera(config, i))  # type: ignore[misc]
+    if config.has_own_tls:
+        yield _guarded("certificate", lambda: _certificate(config))
     yield _guarded("broker", lambda: _broker(config))
 
 
@@ -115,6 +117,20 @@ def _camera(config: LoadedConfig, index: int) -> str:
     spec = source_spec(config, config.box.cameras[index])
     height, width = probe(spec).image.shape[:2]
     return f"{spec.shown}, {width}×{height}"
+
+
+def _certificate(config: LoadedConfig) -> str:
+    from edge.box import certificate  # only where there is one
+
+    certificate.require(config)
+    found = certificate.held(config.own_tls_dir)
+    assert found is not None, "it was required"
+    if (days := found.days(certificate.now())) <= 0:
+        raise EdgeError(
+            f"ended on {found.until:%Y-%m-%d}; enroll this box anew, or set its clock, which says "
+            f"{certificate.now():%Y-%m-%d %H:%M} UTC"
+        )
+    return f"{found.site}/{found.box}, good for {days:.0f} days"
 
 
 def _broker(config: LoadedConfig) -> str:

@@ -1,5 +1,6 @@
 """A site for tests: an authority, a real Mosquitto that reads its files, and clients with certificates."""
 
+import json
 import queue
 import signal
 import socket
@@ -165,6 +166,14 @@ class Member:
 
     def say(self, topic: str, text: str) -> None:
         assert self.link.publish(topic, text.encode(), qos=1) is not None
+
+    def birth(self, timeout_s: float = 60.0) -> str | None:
+        """Return the topic of the next birth; before it a box asks whether another lives under its id (P42)."""
+        give_up_s = time.monotonic() + timeout_s
+        while (heard := self.next(max(0.1, give_up_s - time.monotonic()))) is not None:
+            if json.loads(heard[1]).get("state") == "online":
+                return heard[0]
+        return None
 
     def next(self, timeout_s: float = 3.0) -> tuple[str, str] | None:
         try:

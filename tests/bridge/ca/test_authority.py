@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def box_request(folder: Path, site: str, box: str) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / f"{box}.csr"
     path.write_bytes(certificate.request(folder / box / "tls", site, box))
     return path
@@ -184,3 +185,15 @@ def issued(folder: Path, user: str) -> x509.Certificate:
 def serials(folder: Path) -> set[int]:
     revoked = x509.load_pem_x509_crl((folder / "broker/crl.pem").read_bytes())
     return {entry.serial_number for entry in revoked}
+
+
+def test_enrolling_the_same_key_again_leaves_the_certificate_it_has_good_until_the_new_one_came(
+    folder: Path, tmp_path: Path
+) -> None:
+    made, name = Authority(folder), parse_name("munich/lobby-1")
+    csr = box_request(tmp_path, "munich", "lobby-1").read_bytes()
+    made.enroll(name, csr, NOW)
+    made.enroll(name, csr, NOW)
+    assert serials(folder) == set()
+    made.enroll(name, box_request(tmp_path / "new", "munich", "lobby-1").read_bytes(), NOW)
+    assert len(serials(folder)) == 2, "another key locks the one before out"

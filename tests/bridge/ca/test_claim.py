@@ -18,6 +18,7 @@ from bridge.ca.authority import Authority
 from bridge.ca.names import parse_name
 from bridge.errors import ConfigError
 from edge.box import certificate, enrollment
+from edge.box.doctor import examine
 from edge.box.enrollment import Step, read_claim, sign
 from edge.cli import main as edge
 from edge.config import LoadedConfig, load_box
@@ -113,6 +114,8 @@ def test_a_box_enrolls_is_born_and_its_claim_is_worth_nothing_any_more(answered:
     enrolling = enroll(config, tmp_path / "enroll.log")
     assert enrolling.wait(90) == 0, enrolling.text()
     assert "CN=lobby-9" in enrolling.text()
+    assert "box.key, mode 0600, not encrypted" in enrolling.text()
+    assert "PRIVATE" not in enrolling.text()
     assert sorted(p.name for p in config.own_tls_dir.iterdir()) == ["box.key", "box.pem", "ca.pem", "claim.used"]
     assert (config.own_tls_dir / "box.key").stat().st_mode & 0o777 == 0o600
 
@@ -128,8 +131,7 @@ def test_a_box_enrolls_is_born_and_its_claim_is_worth_nothing_any_more(answered:
     with site.member("reader:anna", f"{own}/state") as reader:
         running = Process(["edge.cli", "run", str(config.path)], tmp_path / "box.log").start()
         try:
-            topic, text = reader.next(60.0) or pytest.fail(running.text())
-            assert (topic, json.loads(text)["state"]) == (f"{own}/state", "online")
+            assert reader.birth() == f"{own}/state", running.text()
             wait_for("the claim is closed", lambda: site.refusal(stolen) == "SSLV3_ALERT_CERTIFICATE_REVOKED")
             wait_for("the box knows", lambda: not (config.own_tls_dir / "claim.used").exists())
         finally:
@@ -389,3 +391,20 @@ def test_a_key_that_others_may_read_stops_a_box_with_the_next_step(
         said = capsys.readouterr().err
         assert "box.key has mode 0644 and can be read by others, expected 0600" in said
         assert "chmod 600" in said
+
+
+def test_the_doctor_tells_how_long_a_certificate_is_good(tmp_path: Path) -> None:
+    config = box(tmp_path, 1)
+    made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
+    name, csr = parse_name("munich/lobby-9"), certificate.request(config.own_tls_dir, "munich", "lobby-9")
+
+    def finding() -> tuple[bool, str]:
+        (found,) = (f for f in examine(config) if f.thing == "certificate")
+        return found.ok, found.text
+
+    assert finding()[0] is False
+    certificate.accept(config.own_tls_dir, made.enroll(name, csr, authority.now(), 100.5))
+    assert finding() == (True, "munich/lobby-9, good for 100 days")
+    certificate.accept(config.own_tls_dir, made.enroll(name, csr, authority.now() - timedelta(days=3), 1.0))
+    assert finding()[0] is False
+    assert "enroll this box anew, or set its clock" in finding()[1]
