@@ -19,7 +19,7 @@ from bridge.batches import Parsed, read_event
 from edge.wire import AnyEvent, Confirmed, Ended, Loss, Presence, Update
 
 Ints = NDArray[np.int64]
-KINDS: tuple[type[AnyEvent], ...] = (Confirmed, Update, Ended, Presence, Loss)
+KINDS: dict[int, type[AnyEvent]] = {1: Confirmed, 2: Update, 3: Ended, 4: Presence, 5: Loss}
 MOST_ATTRIBUTES = 96  # numbers of one event: 32 heads
 FAR_MS = 2**61  # times are cut to ±FAR_MS where they are added: beyond belief already, and no sum overflows
 NEVER_MS = -2 * FAR_MS
@@ -86,19 +86,17 @@ class Columns:
         starts = _sums(map(len, events))
         reader = _Reader(b"".join((*events, _PAD)))
         kinds, fields, places = reader.headers(starts[:-1])
-        columns = cls(parsed, first, {}, {}, {})
-        singly = kinds == 0
-        for number, kind in enumerate(KINDS, 1):
+        columns = cls(parsed, first, dict(_NOTHING), {}, {})
+        singly = np.ones(len(events), bool)
+        for number, kind in KINDS.items():
             names = _fields(kind)
             optional = "attributes" in kind.__struct_fields__
             mine = np.flatnonzero((kinds == number) & (fields > len(names)))
-            singly |= (kinds == number) & (fields <= len(names))
-            columns.told[kind] = _NOTHING[kind]
             if len(mine):
                 columns.told[kind], fits = reader.read(
                     mine, places[mine], names, (fields[mine] > len(names) + 1) & optional
                 )
-                singly[mine[~fits]] = True
+                singly[mine[fits]] = False
         columns._read_singly(np.flatnonzero(singly).tolist(), events)
         return columns
 
@@ -149,10 +147,10 @@ class _Reader:
         self._words = np.ndarray((len(buffer) - 7,), ">i8", buffer, strides=(1,))
 
     def headers(self, starts: Ints) -> tuple[Ints, Ints, Ints]:
-        """Return kind (0: to be read singly), number of fields with it, and where its first field begins."""
+        """Return kind (0: no plain array), number of fields with it, and where its first field begins."""
         plain, fields, places = self._arrays(starts)
         kind = self._bytes[places].astype(np.int64)
-        return np.where(plain & (fields > 0) & (kind <= len(KINDS)), kind, 0), fields, places + 1
+        return np.where(plain & (fields > 0), kind, 0), fields, places + 1
 
     def read(
         self, at: Ints, places: Ints, names: Sequence[str], more: NDArray[np.bool_]
@@ -242,4 +240,6 @@ def _merged(told: Told, items: Sequence[tuple[int, AnyEvent]]) -> Told:
 
 
 _NONE = np.zeros(0, np.int64)
-_NOTHING = {kind: Told(_NONE, dict.fromkeys(_fields(kind), _NONE), np.zeros((0, 0), np.int64), _NONE) for kind in KINDS}
+_NOTHING = {
+    kind: Told(_NONE, dict.fromkeys(_fields(kind), _NONE), np.zeros((0, 0), np.int64), _NONE) for kind in KINDS.values()
+}

@@ -21,7 +21,7 @@ from edge.wire import ID
 Id = Annotated[str, Meta(pattern=f"^{ID.pattern}$", description="1–63 letters, digits, '.', '_', '-'")]
 
 SESSION_EXPIRY_S = 3600  # of the broker's memory for us; a convenience: boxes resend whatever it forgets
-RECEIVE_MAXIMUM = 200  # deliveries under way to us: a few rounds of the writer, far below its queue
+RECEIVE_MAXIMUM = 1000  # deliveries under way to us: rounds for the writer while it waits for a COMMIT
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

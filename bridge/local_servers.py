@@ -120,7 +120,7 @@ def mosquitto_config(port: int, store: Path) -> str:
             "persistence true",
             f"persistence_location {store}/",
             "autosave_interval 30",
-            "max_inflight_messages 200",
+            "max_inflight_messages 1000",
             "max_queued_messages 20000",
             "message_size_limit 1048576",
             "set_tcp_nodelay true",

@@ -32,7 +32,7 @@ use_identity_as_username true
 acl_file {folder / ACL}
 
 # As in config/mosquitto.conf, where each number is explained.
-max_inflight_messages 200
+max_inflight_messages 1000
 max_queued_messages 20000
 message_size_limit 1048576
 set_tcp_nodelay true

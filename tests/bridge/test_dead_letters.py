@@ -6,7 +6,7 @@ import msgspec
 import psycopg
 import pytest
 
-from bridge import batches
+from bridge import batches, columns
 from bridge.cli import main
 from bridge.dead_letters import newest
 from bridge.store import Incoming, Store
@@ -107,6 +107,7 @@ def test_event_of_a_newer_box_is_written_once_the_bridge_knows_its_kind(
     known = visits(7, 1, 3)
     with monkeypatch.context() as older:
         older.setattr(batches, "_event", msgspec.msgpack.Decoder(Presence))
+        older.setattr(columns, "KINDS", {4: Presence})
         raw = msgspec.msgpack.decode(encode_batch(replace_vocabulary(known)))
         raw[6][1] = [99, 1, 2, 3]
         write(dsn, msgspec.msgpack.encode(raw))
