@@ -14,7 +14,9 @@ BEGIN
             END;
         END IF;
     END LOOP;
-    IF NOT pg_has_role(current_user, 'facefleet_migrator', 'SET') THEN
+    IF current_setting('server_version_num')::integer < 160000 THEN -- Debian 12 has 15, which knows no SET option
+        EXECUTE format('GRANT facefleet_migrator TO %I', current_user);
+    ELSIF NOT pg_has_role(current_user, 'facefleet_migrator', 'SET') THEN
         EXECUTE format('GRANT facefleet_migrator TO %I WITH SET TRUE', current_user);
     END IF;
     EXECUTE format('GRANT CREATE, TEMPORARY ON DATABASE %I TO facefleet_migrator', current_database());

@@ -8,7 +8,7 @@ import pytest
 
 from bridge import migrate as module
 from bridge.errors import StoreError
-from bridge.migrate import migrate, migrations
+from bridge.migrate import SAME, migrate, migrations
 from tests.bridge.events import query
 
 OURS = UUID("11111111-2222-4333-8444-555555555555")
@@ -49,6 +49,13 @@ def test_changed_migration_is_refused(empty_dsn: str) -> None:
         connection.execute("UPDATE facefleet.migrations SET checksum = 'abc' WHERE number = 1")
     with pytest.raises(StoreError, match="migrations never change once applied"):
         migrate(empty_dsn)
+
+
+def test_a_database_whose_first_migration_could_not_do_postgresql_15_yet_is_taken_as_it_is(empty_dsn: str) -> None:
+    migrate(empty_dsn)
+    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("UPDATE facefleet.migrations SET checksum = %s WHERE number = 1", (next(iter(SAME)),))
+    assert migrate(empty_dsn) == []
 
 
 def test_failing_migration_leaves_nothing_behind(empty_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
