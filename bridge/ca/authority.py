@@ -377,6 +377,11 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # else a power cut may bring back a claim that was used
+    finally:
+        os.close(folder)
 
 
 def now() -> datetime:

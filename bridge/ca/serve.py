@@ -85,17 +85,20 @@ def serve(folder: Path, stop: threading.Event, now: Callable[[], datetime], relo
 def _answer(authority: Authority, link: Link, message: Message, now: datetime) -> None:
     try:
         site, box, _ = parse_topic(message.topic)
-        request = requests.read(message.payload)
-    except (WireError, ConfigError) as error:
+        name, request = parse_name(f"{site}/{box}"), requests.read(message.payload)
+        digest = sha256(request.csr.encode()).hexdigest()
+    except (WireError, ConfigError, UnicodeEncodeError) as error:
         log.warning("%s: %s", message.topic, error)
         return
-    name, digest = parse_name(f"{site}/{box}"), sha256(request.csr.encode()).hexdigest()
     try:
         said = CertificateAnswer(digest, chain=authority.answer(name, request, now).decode())
         log.info("%s has its certificate", name)
     except ConfigError as error:
         said = CertificateAnswer(digest, refused=str(error))
         log.warning("%s: refused: %s", name, error)
+    except (BridgeError, OSError) as error:  # a full disk: it asks again, and what was written holds
+        log.error("%s: cannot be answered now: %s", name, error)
+        return
     if link.publish(topic(site, box, "certificate"), msgspec.json.encode(said), qos=1) is None:
         log.warning("%s: the connection went before it was told; it asks again", name)
 

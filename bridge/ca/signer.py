@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -143,7 +143,7 @@ def read_request(pem: bytes, name: Name) -> PublicKey:
         request = x509.load_pem_x509_csr(pem)
         public = request.public_key()
         valid = request.is_signature_valid
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise ConfigError(
             'this is no signing request; on the box run "facefleet-edge certificate request SITE/BOX"'
         ) from error

@@ -19,6 +19,7 @@ from edge.flash.slots import write_durably
 STORE, ENCRYPTED = Path("/etc/credstore"), Path("/etc/credstore.encrypted")
 NAME = "facefleet.box.key"
 INSTALLED = Path("/var/lib/facefleet/tls")  # of the box that the units run
+BOOTED = Path("/run/systemd/system")  # sd_booted(3): in a plain container nobody would hand the key to the program
 CREDS_S = 60.0
 
 
@@ -46,7 +47,7 @@ def key_store(folder: Path) -> KeyStore:
     A key that lies beside the certificate stays there: its config may name it.
     """
     beside = KeyFile(folder / OWN_KEY)
-    if folder != INSTALLED or os.geteuid() != 0 or beside.path.exists():
+    if folder != INSTALLED or os.geteuid() != 0 or not BOOTED.is_dir() or beside.path.exists():
         return beside
     return SystemStore()
 

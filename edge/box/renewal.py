@@ -61,7 +61,9 @@ class Renewal:
         assert files is not None, "only a box with a certificate renews it"
         assert files.key is not None, "its own has one"
         store = KeyFile(files.key)
-        key = certificate.read_key(store.read() or b"")
+        if (pem := store.read()) is None:
+            raise EdgeError(f"{files.key} is not there, so nothing can be renewed")
+        key = certificate.read_key(pem)
         shown = (self._folder / OWN_CERTIFICATE).read_text()
         request = sign(site, box, shown, key, certificate.csr(key, site, box))
         settings = own_settings(self._config, files, "renew")

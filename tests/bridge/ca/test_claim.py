@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bridge.ca import authority, requests
 from bridge.ca.authority import Authority
@@ -233,6 +235,11 @@ def claimed(tmp_path: Path) -> Claimed:
     return Claimed(tmp_path)
 
 
+@pytest.fixture
+def honest(claimed: Claimed) -> CertificateRequest:
+    return claimed.request()
+
+
 def test_a_request_is_answered_once_and_again_with_the_same(claimed: Claimed) -> None:
     first = claimed.authority.answer(claimed.name, claimed.request(), claimed.now)
     assert claimed.authority.answer(claimed.name, claimed.request(), claimed.now + timedelta(hours=5)) == first
@@ -305,6 +312,21 @@ def test_the_first_word_with_its_own_certificate_closes_the_claim(claimed: Claim
 def test_what_is_no_request_is_refused(junk: bytes) -> None:
     with pytest.raises(ConfigError, match=r"no request for a certificate|bytes, expected at most"):
         requests.read(junk)
+
+
+@given(
+    junk=st.binary(max_size=300), where=st.sampled_from(["certificate", "csr", "signature"]), text=st.text(max_size=80)
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_request_with_anything_in_it_is_refused_and_crashes_nothing(
+    claimed: Claimed, honest: CertificateRequest, junk: bytes, where: str, text: str
+) -> None:
+    with pytest.raises(ConfigError):
+        requests.read(junk)
+    with pytest.raises(ConfigError):
+        claimed.authority.answer(claimed.name, msgspec.structs.replace(honest, **{where: text}), claimed.now)
+    with pytest.raises(ConfigError):  # signed by the holder of the claim, who may be the attacker
+        claimed.authority.answer(claimed.name, claimed.request(csr=b"-" + text.encode("utf-8", "replace")), claimed.now)
 
 
 # -- what a box refuses ----------------------------------------------------------------------------------------------

@@ -108,6 +108,9 @@ def test_only_an_installed_box_uses_the_systems_stores(tmp_path: Path, monkeypat
     assert isinstance(key_store(tmp_path), KeyFile)
     monkeypatch.setattr(keystore, "INSTALLED", tmp_path)
     monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(keystore, "BOOTED", tmp_path / "no systemd")
+    assert isinstance(key_store(tmp_path), KeyFile), "in a container nobody would hand it over"
+    monkeypatch.setattr(keystore, "BOOTED", tmp_path)
     assert isinstance(key_store(tmp_path), SystemStore)
     (tmp_path / "box.key").write_bytes(b"made before, and named by its config")
     assert isinstance(key_store(tmp_path), KeyFile)
