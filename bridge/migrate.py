@@ -14,7 +14,7 @@ import psycopg
 from bridge.errors import StoreError
 
 LOCK = 0x66616365_666C6565  # one number for all versions: "facefle" in ASCII
-# Migrations whose text changed without changing what they leave behind: 0001 once asked what PostgreSQL 15 cannot answer.
+# Migrations whose text changed, and not what they leave behind: 0001 once asked what PostgreSQL 15 cannot answer.
 SAME = frozenset({"191002bcf37323aca93905d9e3be351bc06d4b3b5dbd1332f355071a1ca5ecb5"})
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 
