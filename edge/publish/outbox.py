@@ -55,6 +55,7 @@ DOUBT_S = 5.0  # an ack that says less than we know is believed after this long:
 BUFFER_EVENTS = 20_000  # in memory, while the disk refuses to take any
 DROP_ROWS = 500  # batches that go in one transaction
 GATHER_EVENTS = 50  # in one batch, while nothing can be sent: so a backlog is few messages
+GATHER_ROWS = 24  # that many become one: one at a time would write the card twice as full
 
 Stamped = tuple[int, Clock, AnyEvent]
 
@@ -125,9 +126,8 @@ class Outbox:
         self._unsaved: set[int] = set()  # places whose covered ranges changed
         self._database: bytes = b""
         self._database_unsaved = False
-        self.gather = (
-            False  # nothing can be sent at present: what is new joins the newest batch, if that was never sent
-        )
+        self.gather = False  # nothing can be sent at present: the newest batches, never sent, may become one
+        self._loose = 0  # batches since the last that was gathered
         self._sent = 0  # the newest event of this stream that has left the file
         self.retakes = 0  # how often acked events became pending again
         self._unsaid: list[Loss] = []  # losses found before the next commit can say them
@@ -401,6 +401,7 @@ class Outbox:
         for place, dropped in gone.items():
             self._streams[place].gone = self._streams[place].gone | dropped
         if new:
+            self._loose = self._loose + len(new) if new[0].first > self._here.last else 0
             self._here.last, self._newest_key = new[-1].last, new[-1].key
         self._losses += lost
         self._unsaid.clear()
@@ -423,36 +424,31 @@ class Outbox:
 
     def _insert(self, entries: Sequence[Stamped], made_s: int) -> list[Row]:
         rows: list[Row] = []
-        first_seq = self._here.last + 1
-        grown = self._unsent(len(entries))
-        if grown is not None:
-            old, before = grown
-            self._file.delete([old])
-            entries, first_seq = [*before, *entries], old.first
+        first_seq, oldest_s = self._here.last + 1, made_s
+        if entries and self.gather and self._loose >= GATHER_ROWS:
+            loose = self._unsent(GATHER_EVENTS - len(entries))
+            if len(loose) >= GATHER_ROWS:
+                self._file.delete([row for row, _ in loose])
+                entries = [*(stamped for _, batch in loose for stamped in _stamped(batch)), *entries]
+                first_seq, oldest_s = loose[0][0].first, loose[0][0].made_s
         for part in _parts(entries):
             for batch in self._batches(part, first_seq):
-                since_s = grown[0].made_s if grown is not None and not rows else made_s
-                row = Row(key_of(self._here.place, batch.first_seq), batch.first_seq + len(batch.events) - 1, since_s)
+                row = Row(key_of(self._here.place, batch.first_seq), batch.first_seq + len(batch.events) - 1, oldest_s)
                 self._file.insert(row, encode_batch(batch, deflate=self._deflate))
                 rows.append(row)
             first_seq += len(part)
         return rows
 
-    def _unsent(self, more: int) -> tuple[Row, list[Stamped]] | None:
-        """Return the newest batch and its events, if `more` may join it: nobody has seen it yet (P12)."""
-        if not (self.gather and more and self._sent < self._here.last):
-            return None
-        rows = self._file.rows(self._here.place, self._here.last, self._here.last, limit=1)
-        raw = self._file.payload(rows[0]) if rows and rows[0].first > self._sent else None
-        if raw is None:
-            return None
-        batch = decode_batch(raw)
-        if len(batch.events) + more > GATHER_EVENTS:
-            return None
-        clock = Clock(batch.clock)
-        return rows[0], [
-            (batch.base_ms + (0 if isinstance(event, Loss) else event.t_ms), clock, event) for event in batch.events
-        ]
+    def _unsent(self, most: int) -> list[tuple[Row, Batch]]:
+        """Return this life's newest batches that nobody has seen (P12), of `most` events in all, oldest first."""
+        last = self._here.last
+        found: list[tuple[Row, Batch]] = []
+        for row in reversed(self._file.rows(self._here.place, max(1, last - most + 1), last)):
+            raw = self._file.payload(row) if row.first > self._sent else None
+            if raw is None or last - row.first + 1 > most or (found and row.last + 1 != found[-1][0].first):
+                break
+            found.append((row, decode_batch(raw)))
+        return found[::-1]
 
     def _batches(self, part: Sequence[Stamped], first_seq: int) -> list[Batch]:
         """Return one batch of events with one clock state, or two when its resend would be too large (P6)."""
@@ -636,6 +632,13 @@ class Outbox:
 
 def _at(event: AnyEvent, t_ms: int) -> AnyEvent:
     return event if isinstance(event, Loss) else msgspec.structs.replace(event, t_ms=t_ms)
+
+
+def _stamped(batch: Batch) -> Iterator[Stamped]:
+    """Yield the events of a batch as they were appended."""
+    clock = Clock(batch.clock)
+    for event in batch.events:
+        yield batch.base_ms + (0 if isinstance(event, Loss) else event.t_ms), clock, event
 
 
 def _parts(entries: Sequence[Stamped]) -> Iterator[Sequence[Stamped]]:

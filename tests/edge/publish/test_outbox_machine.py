@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from edge.publish import outbox as outbox_module
 from edge.publish.clock import MediaClock
 from edge.publish.delivery import Delivery, DeliverySettings
 from edge.publish.outbox import DOUBT_S, Outbox
@@ -35,6 +36,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
+        self.gather_rows, outbox_module.GATHER_ROWS = outbox_module.GATHER_ROWS, 2  # so that a few steps gather
         self.now_s = 0.0
         self.stream = 0
         self.accepted: set[Key] = set()
@@ -133,6 +135,7 @@ class Machine(RuleBasedStateMachine):
             assert self.database.keys() >= self.accepted
             assert self.outbox.idle()
         finally:
+            outbox_module.GATHER_ROWS = self.gather_rows
             with contextlib.suppress(sqlite3.Error):
                 self.outbox.close()
             shutil.rmtree(self.folder)
