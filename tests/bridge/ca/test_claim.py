@@ -1,7 +1,9 @@
 """P43 to P46: a one-time claim, from `ca claim` to a box that lives: a real Mosquitto, `ca serve`, and real boxes."""
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from bridge.ca import authority, requests
 from bridge.ca.authority import Authority
 from bridge.ca.names import parse_name
+from bridge.cli import main as bridge
 from bridge.errors import ConfigError
 from edge.box import certificate, enrollment
 from edge.box.doctor import examine
@@ -197,6 +200,37 @@ def test_whoever_answers_also_keeps_the_brokers_certificate_good(tmp_path: Path)
         assert site.broker_days() < 45
         with site.serving():
             wait_for("a broker with a new certificate", lambda: site.broker_days() > 300)
+
+
+@needs_broker
+def test_the_verb_answers_until_systemd_ends_it(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    heard.bind(str(tmp_path / "notify"))
+    heard.settimeout(60)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    words = ["bridge.cli", "ca", "serve", "--dir", str(site.authority.folder), "--reload", site.broker.reload_command]
+    serving = Process(words, tmp_path / "serve.log").start()
+    with heard:
+        try:
+            while f"READY=1\nSTATUS=answering at localhost:{site.port}" not in (said := heard.recv(4096).decode()):
+                assert serving.running, serving.text()
+            while said != "WATCHDOG=1":
+                said = heard.recv(4096).decode()
+        finally:
+            assert serving.stop() == 0, serving.text()
+    assert "PRIVATE" not in serving.text()
+
+
+def test_a_reload_that_fails_is_said_and_the_change_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ["--dir", str(tmp_path / "ca")]
+    assert bridge(["ca", "init", "--host", "localhost", *folder, "--reload", "false"]) == 0
+    assert bridge(["ca", "claim", "munich/lobby-1", *folder, "--out", str(tmp_path / "c")]) == 1
+    assert '"false" failed' in capsys.readouterr().err
+    assert bridge(["ca", "list", *folder]) == 0
+    assert re.search(r"munich/lobby-1 claim:[0-9a-f]{16} .* 6 days", capsys.readouterr().out)
+    assert bridge(["ca", "revoke", "munich/lobby-1", *folder, "--reload", "true"]) == 0
+    assert bridge(["ca", "list", *folder]) == 0
+    assert capsys.readouterr().out == ""
 
 
 # -- what the authority refuses, whoever passes it on ----------------------------------------------------------------
