@@ -13,6 +13,7 @@ from converters.quantization.quantize import INPUT_NAME
 from edge.models.manifest import Decoder, Input
 
 OPSET = 18  # per-channel QDQ needs 13; this is what our own exporter writes
+KNOWN = ("", "ai.onnx")  # operator domains that both runtimes compute
 LEVELS = (8, 16, 32)
 YUNET = tuple(f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in LEVELS)
 
@@ -21,13 +22,18 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file as the rest of the converters want it.
 
     Raises:
-        CheckpointError: not ONNX, inconsistent, or of an opset that cannot be raised.
+        CheckpointError: not ONNX, inconsistent, foreign operators, or an opset that cannot be raised.
     """
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         raise CheckpointError(f"{path}: not a valid ONNX file: {str(error).splitlines()[0]}") from error
+    if strangers := sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in KNOWN}):
+        raise CheckpointError(
+            f"{path}: operators {', '.join(strangers)} are not ONNX's own and neither runtime knows them; export it "
+            "again without them"
+        )
     return prepared(model, str(path))
 
 

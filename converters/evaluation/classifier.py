@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from converters.bundles.package import FILES, open_fp16, open_runtimes
+from converters.checkpoints.inert_pickle import plain_tensors, read_checkpoint
 from converters.data.attributes import HEADS, OTHER_RACE, Faces, Label, load
 from converters.data.calibration import picture_files, read_picture
 from converters.data.face_crops import cut
-from converters.errors import ConvertError
+from converters.errors import CheckpointError, ConvertError
 from converters.evaluation import plots
 from converters.evaluation.latency import latency_ms
 from converters.nets.student import Student
@@ -183,16 +184,25 @@ def predictors(folder: Path, manifest: Manifest, threads: int = 1) -> dict[str, 
 
 
 def load_student(checkpoint: Path) -> Student:
-    """Rebuild a student from a bundle's checkpoint; its widths are read off the tensors."""
-    saved = torch.load(checkpoint, weights_only=True)
+    """Rebuild a student from a bundle's checkpoint; its widths are read off the tensors.
+
+    Raises:
+        CheckpointError: no state dict of a student, or a pickle that wants to run something.
+    """
+    saved = plain_tensors(read_checkpoint(checkpoint), str(checkpoint))
     if "classify.weight" not in saved:
-        raise ConvertError(
-            f"{checkpoint}: no tensor classify.weight, so this is no student; expected our own checkpoint"
+        raise CheckpointError(
+            f"{checkpoint}: no tensor classify.weight, so this is no student; expected our own checkpoint, or --module "
+            "package.module:Class for another network"
         )
     blocks = len({key.split(".")[1] for key in saved if key.startswith("blocks.")})
-    widths = tuple(saved[f"blocks.{i}.conv2.0.weight"].shape[0] for i in range(blocks))
-    student = Student(saved["classify.weight"].shape[0], widths)
-    student.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in saved.items()})
+    try:
+        widths = tuple(saved[f"blocks.{i}.conv2.0.weight"].shape[0] for i in range(blocks))
+        student = Student(saved["classify.weight"].shape[0], widths)
+        student.load_state_dict(saved)
+    except (KeyError, RuntimeError) as error:
+        told = " ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise CheckpointError(f"{checkpoint}: not whole, or another network than our student: {told}") from error
     return student.eval()
 
 

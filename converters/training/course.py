@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 
+from converters.checkpoints.inert_pickle import plain_tensors, read_checkpoint
 from converters.data.augment_faces import augment
 from converters.errors import ConvertError
 from converters.nets.student import WIDTHS, Student
@@ -159,9 +160,9 @@ def _start(course: Course, outputs: int, path: Path) -> State:
 
 def _initialise(student: Student, checkpoint: Path) -> None:
     """Copy every tensor of equal name and shape; the blocks must fit, the logits may be others."""
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = plain_tensors(read_checkpoint(checkpoint), str(checkpoint))
     own = student.state_dict()
-    fitting = {k: v.float() for k, v in saved.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}
     if missing := [k for k in own if k.startswith("blocks.") and k not in fitting]:
         raise ConvertError(f"{checkpoint} lacks {missing[0]} in the shape this student has; use the same widths")
     student.load_state_dict({**own, **fitting})

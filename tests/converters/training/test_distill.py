@@ -99,7 +99,6 @@ def distil(folder: Path, path: Path, out: Path, *more: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # seconds on a quiet machine, minutes on a busy one
 @pytest.mark.parametrize("kind", ["keras", "onnx", "torchscript"])
 def test_student_learns_from_the_teachers_answers_alone(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

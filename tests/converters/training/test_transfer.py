@@ -136,7 +136,6 @@ def test_shown_views_are_the_same_for_the_same_seed(keras_head: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # seconds on a quiet machine, minutes on a busy one
 def test_twenty_pictures_become_a_head_that_a_box_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nncf", reason="needs the extra convert")
     pytest.importorskip("skimage", reason="needs the extra demo")
