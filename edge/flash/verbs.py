@@ -95,6 +95,8 @@ def flash(args: argparse.Namespace) -> int:
         raise FlashError("--wait belongs to a card; a program is proven before the command ends")
     if args.trust and args.software:
         raise FlashError("--trust belongs to a config")
+    if args.software and (args.claim or args.ca or args.csr or args.certificate):
+        raise FlashError("a certificate comes with a config, not with --software; flash them one after the other")
     if args.downgrade and not args.software:
         raise FlashError("--downgrade belongs to --software; an old config is flashed like any other")
     with (

@@ -208,6 +208,8 @@ def test_what_belongs_to_a_card_and_what_to_ssh_is_told(
     assert 'a card gets a claim: "--claim FILE"' in capsys.readouterr().err
     assert put(desk, card, "--csr", str(tmp_path / "x")) == 1
     assert 'a card gets a claim: "--claim FILE"' in capsys.readouterr().err
+    assert put(desk, card, "--software", "--ca", str(folder)) == 1
+    assert "a certificate comes with a config, not with --software" in capsys.readouterr().err
     assert put(desk, card, "--wait", "1") == 1
     assert 'name a reader\'s: "--reader DIR"' in capsys.readouterr().err
     assert list(card.iterdir()) == []
