@@ -9,6 +9,7 @@ straight into their partitions, and it adds up before PostgreSQL hears of it; th
 """
 
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -120,17 +121,24 @@ def middle(figures: Sequence[Figure]) -> Figure:
 
 def table(lines: Sequence[Line]) -> str:
     """Return the lines as people read them."""
-    head = f"{'':40} {'events/s':>9} {'ours / it':>10} {'by CPU':>7}  {'target':12} {'':6}"
+    head = f"{'':40} {'events/s':>9} {'per CPU s':>10} {'ours / it':>10} {'by CPU':>7}  {'target':12} {'':6}"
     text = [f"{head}  CPU µs per event: writer, PostgreSQL"]
     for line in lines:
         own, theirs = (1e6 * seconds / line.figure.events for seconds in (line.figure.cpu_s, line.figure.backend_s))
         ratio, by_cpu = ("" if x is None else f"{x:.2f}" for x in (line.ratio, line.by_cpu))
         verdict = {None: "", True: "met", False: "missed"}[line.met]
         text.append(
-            f"{line.figure.name:40} {line.figure.rate:9,.0f} {ratio:>10} {by_cpu:>7}  {line.target:12} {verdict:6}"
+            f"{line.figure.name:40} {line.figure.rate:9,.0f} {line.figure.events / line.figure.total_s:10,.0f} "
+            f"{ratio:>10} {by_cpu:>7}  {line.target:12} {verdict:6}"
             f"{own:26.1f} {theirs:11.1f}"
         )
     return "\n".join(text)
+
+
+def company() -> str:
+    """Say how busy this machine is with other things: what the clock says of a way to write is also about them."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load average {load:.1f} on {cores} cores" + ("; believe the CPU columns" if load > cores + 1 else "")
 
 
 def database(dsn: str, name: str, *, migrated: bool = False) -> str:

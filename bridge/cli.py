@@ -154,7 +154,8 @@ def erase_(options: argparse.Namespace) -> int:
 
 def bench_(options: argparse.Namespace) -> int:
     """Measure this machine as a bridge and print the table."""
-    print(bench.table(bench.run(options.events, options.boxes, options.single)))
+    before = bench.company()
+    print(f"{bench.table(bench.run(options.events, options.boxes, options.single))}\nwhen it began: {before}")
     return OK
 
 
