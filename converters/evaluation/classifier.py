@@ -313,13 +313,22 @@ def _judge_crops(bundle: Bundle, args: argparse.Namespace) -> Judged:
 def labelled_crops(data: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], list[int]]:
     """Return the crops of a folder with one subfolder per label, (N, H, W, 3) uint8 BGR, and their label's number.
 
+    A set may lack a label, but not call one by another name.
+
     Raises:
-        ConvertError: a label without a folder, or a folder without pictures.
+        ConvertError: fewer than two of the labels are there, folders that are no labels, or one without pictures.
     """
+    found = {path.name for path in data.iterdir() if path.is_dir()} if data.is_dir() else set()
+    missing = [label for label in manifest.labels if label not in found]
+    if len(manifest.labels) - len(missing) < 2 or (missing and found - set(manifest.labels)):
+        raise ConvertError(
+            f"{data}: no folder {missing[0]}; expected one per label: {', '.join(manifest.labels)}; found "
+            f"{', '.join(sorted(found)) or 'none'}"
+        )
     crops, truth = [], []
     for index, label in enumerate(manifest.labels):
-        if not (data / label).is_dir():
-            raise ConvertError(f"{data}: no folder {label}; expected one per label: {', '.join(manifest.labels)}")
+        if label in missing:
+            continue
         for path in picture_files(data / label):
             image = read_picture(path)
             crops.append(cut(image, (0, 0, image.shape[1], image.shape[0]), manifest.input.width)[0])
