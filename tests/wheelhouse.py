@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import Distribution, distribution, requires
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def make(folder: Path, extra: str) -> Path:
     for name in needed(ours, {extra}):
         pack(distribution(name), folder)
     return folder
+
+
+def another(wheel: Path, version: str, folder: Path, changes: Mapping[str, bytes]) -> Path:
+    """Write a wheel of facefleet once more, as another version and with some files changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = wheel.name.split("-")[1]
+    path = folder / wheel.name.replace(f"-{before}-", f"-{version}-")
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            data = changes.get(name, old.read(name))
+            if name.endswith(".dist-info/METADATA"):
+                data = data.replace(f"\nVersion: {before}\n".encode(), f"\nVersion: {version}\n".encode())
+            new.writestr(name.replace(f"facefleet-{before}.", f"facefleet-{version}."), data)
+    return path
 
 
 def copy(folder: Path) -> Path:
