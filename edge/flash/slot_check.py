@@ -78,16 +78,21 @@ def look_at(config_path: Path, skip: Iterable[str]) -> list[str]:
 
 
 def _identity(user: int, group: int) -> dict[str, Any]:
-    """Return what makes a child process the service's user; nothing unless we are root."""
+    """Return what makes a child process the service's user; nothing unless we are root.
+
+    Over SSH we stand in /root, which that user may not enter: OpenVINO 2026.2 looks for files there and aborts.
+    """
     if os.geteuid() != 0 or user == 0:
         return {}
-    groups = {group}
+    groups, home = {group}, "/"
     with suppress(KeyError):
-        groups |= set(os.getgrouplist(pwd.getpwuid(user).pw_name, group))
+        found = pwd.getpwuid(user)
+        groups, home = groups | set(os.getgrouplist(found.pw_name, group)), found.pw_dir
     for name in DEVICE_GROUPS:
         with suppress(KeyError):
             groups.add(getgrnam(name).gr_gid)
-    return {"user": user, "group": group, "extra_groups": sorted(groups)}
+    environment = os.environ | {"HOME": home}
+    return {"user": user, "group": group, "extra_groups": sorted(groups), "cwd": "/", "env": environment}
 
 
 def main(words: list[str]) -> int:

@@ -110,3 +110,18 @@ def test_a_check_that_crashes_refuses_the_slot_and_not_the_updater(
     monkeypatch.setattr("sys.executable", str(fake))
     with pytest.raises(FlashError, match="the check ended with signal 11"):
         check_slot(open_folder, (), (os.geteuid(), os.getegid()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user: hardware or rights")
+def test_a_check_does_not_stand_where_the_services_user_may_not(
+    open_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over SSH root stands in its home, and OpenVINO aborts where it cannot look around."""
+    (private := tmp_path / "root").mkdir(mode=0o700)
+    monkeypatch.chdir(private)
+    monkeypatch.setenv("HOME", str(private))
+    teller = open_folder / "teller"
+    teller.write_text('#!/bin/sh\necho "in $(pwd), home $HOME" >&2\nls . > /dev/null && exit 1\n')
+    teller.chmod(0o755)
+    with pytest.raises(FlashError, match="^in /, home /nonexistent$"):
+        check_slot(open_folder, [], (NOBODY, NOBODY), (str(teller),))
