@@ -80,7 +80,7 @@ def look_at(config_path: Path, skip: Iterable[str]) -> list[str]:
 def _identity(user: int, group: int) -> dict[str, Any]:
     """Return what makes a child process the service's user; nothing unless we are root.
 
-    Over SSH we stand in /root, which that user may not enter: OpenVINO 2026.2 looks for files there and aborts.
+    Over SSH we stand in /root, which that user may not enter: OpenVINO 2026.4 looks for files there and aborts.
     """
     if os.geteuid() != 0 or user == 0:
         return {}

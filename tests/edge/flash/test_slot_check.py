@@ -123,5 +123,5 @@ def test_a_check_does_not_stand_where_the_services_user_may_not(
     teller = open_folder / "teller"
     teller.write_text('#!/bin/sh\necho "in $(pwd), home $HOME" >&2\nls . > /dev/null && exit 1\n')
     teller.chmod(0o755)
-    with pytest.raises(FlashError, match="^in /, home /nonexistent$"):
+    with pytest.raises(FlashError, match=r"^in /, home /nonexistent$"):
         check_slot(open_folder, [], (NOBODY, NOBODY), (str(teller),))
