@@ -12,22 +12,20 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from bridge import ledger, rollups
+from bridge import late, ledger, rollups, streams
 from bridge import statements as sql
-from bridge.batches import Incoming, Parsed, read_event
+from bridge.batches import Incoming, Parsed
 from bridge.columns import Columns
 from bridge.connection import Connection, copy
-from bridge.erasure import name_tracks, remove_tracks
-from bridge.graves import Graves, Key, Span, key_of
+from bridge.graves import Graves
 from bridge.letters import bury, quarantine
-from bridge.ranges import Coverage
 from bridge.registry import Registry
-from bridge.rollups import roll_up
 from bridge.rows import Rows
 from bridge.runs import DeadLetter, Lost, Quarantined, Run
 from bridge.sqlstate import Verdict, classify
+from bridge.streams import Stream
 from bridge.table import Table
-from edge.wire import AnyEvent, Covered, EndReason
+from edge.wire import Covered, EndReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +39,6 @@ class Written:
     unknown_vocabulary: int  # batches left alone: their resend carries the vocabulary
     covered: dict[tuple[str, str], tuple[Covered, ...]]
     erased: int = 0  # events of a time that was erased: covered, and nothing else
-
-
-@dataclass(slots=True)
-class Stream:
-    """A locked row of streams."""
-
-    box_id: int
-    coverage: Coverage
-    superseded: bool
-    first_at: datetime
-    erased: bool  # something was erased of its box
 
 
 class Transaction:
@@ -93,12 +80,13 @@ class Transaction:
         """
         self._dead += dead
         unknown = self._sort_out(messages)
-        self._dig()
+        erased = [run for run in (*self._runs, *self._repeats) if self.streams[run.stream].erased]
+        self._graves = late.dig(self._connection, erased)
         ledger.write(self._connection, self._runs, self._columns, self._now)
         if self._repeats:
             oldest = min(self.streams[run.stream].first_at for run in self._repeats)
             found = ledger.conflicts(self._connection, self._repeats, since=oldest)
-            self._dead += [letter for letter in found if not self._is_erased(letter)]
+            self._dead += [letter for letter in found if not late.is_late(letter, self._repeats, self._graves)]
         inserted = 0
         if self._runs:
             inserted = self._bisect(self._runs) if careful else self._apply(self._runs, careful=False)
@@ -108,14 +96,14 @@ class Transaction:
         quarantine(self._connection, self._quarantined)
         bury(self._connection, self._dead)
         if self._runs:
-            self._write_coverage()
+            streams.cover(self._connection, self.streams, self._now)
         return Written(
             inserted,
             sum(len(run) for run in self._repeats),
             len(self._dead),
             len(self._quarantined),
             unknown,
-            {name: tuple(map(self._ack, sorted(streams))) for name, streams in self._touched.items()},
+            {box: tuple(self.streams[s].covered(s) for s in sorted(own)) for box, own in self._touched.items()},
             len(self._erased),
         )
 
@@ -154,69 +142,12 @@ class Transaction:
 
     def _lock(self, batches: Mapping[int, tuple[Parsed, int]]) -> dict[int, Stream]:
         """Lock the streams of batches, by place, each with its box."""
-        if not batches:
-            return {}
         wanted = {parsed.envelope.stream: box_id for parsed, box_id in batches.values()}
         for at, loss in self._columns.losses():  # a loss may cover another stream than the one that tells of it
             _, box_id = batches.get(self._columns.message(at), (None, None))
             if box_id is not None and 0 < loss.stream < 2**63:
                 wanted.setdefault(loss.stream, box_id)
-        new = {stream: box_id for stream, box_id in wanted.items() if stream not in self._known_streams}
-        if new:
-            self._connection.execute(sql.SHARE_BOXES, (sorted(set(new.values())),))
-            self._connection.execute(
-                sql.NEW_STREAMS, {"streams": list(new), "boxes": list(new.values()), "now": self._now}
-            )
-        rows = self._connection.execute(sql.LOCK_STREAMS, (list(wanted),)).fetchall()
-        if len(rows) < len(wanted) and self._known_streams:  # one was forgotten after the retention
-            self._known_streams.clear()
-            return self._lock(batches)
-        return {
-            stream: Stream(box_id, Coverage.from_flat(upto, ranges), superseded, first_at, erased)
-            for stream, box_id, upto, ranges, superseded, first_at, erased in rows
-        }
-
-    # What was erased ----------------------------------------------------------------------------------------------
-
-    def _dig(self) -> None:
-        """Find out which events come too late, and take away what earlier ones of the same visits left."""
-        runs = [run for run in (*self._runs, *self._repeats) if self.streams[run.stream].erased]
-        if not runs:
-            return
-        spans: dict[int, list[Span]] = {}
-        for box_id, *span in self._connection.execute(sql.TOMBSTONES, ([run.meaning.box_id for run in runs],)):
-            spans.setdefault(box_id, []).append(Span(*span))
-        self._graves = {r.stream: Graves(tuple(spans.get(r.meaning.box_id, ()))) for r in runs}
-        told = {key_of(run.stream, run.meaning, event) for run in runs for event in _events(run)}
-        columns = list(zip(*sorted(filter(None, told)), strict=True)) or [(), (), ()]
-        for key in self._connection.execute(sql.ERASED_TRACKS, [list(column) for column in columns]).fetchall():
-            graves = self._graves[key[0]]
-            graves.tracks[key] = graves.spans[0].tombstone
-        fresh: set[Key] = set()
-        for run in runs:
-            base_ms = run.parsed.envelope.base_ms
-            fresh |= self._graves[run.stream].dig(run.stream, run.meaning, base_ms, _events(run))
-        if fresh:
-            name_tracks(self._connection, fresh)
-            remove_tracks(self._connection)
-            roll_up(self._connection)
-            self._connection.execute("TRUNCATE in_delta, in_erased")
-
-    def _is_erased(self, letter: DeadLetter) -> bool:
-        """Tell whether a dead letter would keep the bytes of an erased event."""
-        graves = self._graves.get(letter.stream or 0)
-        if graves is None or letter.seq is None:
-            return False
-        for run in self._repeats:
-            if run.stream == letter.stream and run.first <= letter.seq <= run.last:
-                envelope = run.parsed.envelope
-                event = read_event(envelope.events[letter.seq - envelope.first_seq])
-                if (
-                    not isinstance(event, str)
-                    and graves.holds(run.stream, run.meaning, event, envelope.base_ms) is not None
-                ):
-                    return True
-        return False
+        return streams.lock(self._connection, wanted, self._known_streams, self._now)
 
     # Rows ---------------------------------------------------------------------------------------------------------
 
@@ -268,7 +199,7 @@ class Transaction:
             execute(sql.CLOSE_OPEN, {"streams": superseded, "reason": int(EndReason.BOX_RESTARTED)})
         rollups.count(self._connection, visits, presence, rows.pairs)
         if superseded or len(visits) or len(presence):
-            roll_up(self._connection)
+            rollups.roll_up(self._connection)
         self._losses += rows.losses
         self._dead += rows.dead
         self._quarantined += rows.quarantined
@@ -307,32 +238,6 @@ class Transaction:
             )  # fmt: skip
             written += 1
         return written
-
-    # What is covered ----------------------------------------------------------------------------------------------
-
-    def _write_coverage(self) -> None:
-        streams = list(self.streams)
-        coverages = [self.streams[stream].coverage for stream in streams]
-        self._connection.execute(
-            sql.COVER_STREAMS,
-            {
-                "streams": streams,
-                "upto": [coverage.upto for coverage in coverages],
-                "ranges": [f"{{{','.join(map(str, coverage.flat()))}}}" for coverage in coverages],
-                "now": self._now,
-            },
-        )
-
-    def _ack(self, stream: int) -> Covered:
-        coverage = self.streams[stream].coverage
-        return Covered(stream, coverage.upto, coverage.flat())
-
-
-def _events(run: Run) -> list[AnyEvent]:
-    """Return the events of a run that can be read, as objects: for what is erased, which is rare."""
-    start = run.parsed.envelope.first_seq
-    events = map(read_event, run.parsed.raw[run.first - start : run.last - start + 1])
-    return [event for event in events if not isinstance(event, str)]
 
 
 def _between(gaps: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
