@@ -12,6 +12,8 @@ from typing import Protocol
 from edge.publish.outbox_file import Row
 from edge.publish.ranges import Ranges
 
+LEAST_ALLOWED = 1 / 32  # of a batch under way: with ten thousand boxes, some hundreds
+
 
 class Pending(Protocol):
     """What delivery needs to know of an outbox."""
@@ -30,14 +32,55 @@ class DeliverySettings:
     Attributes:
         resend_s: wait for an ack before sending again; doubles with each try, up to `resend_most_s` (P20).
         backlog_per_s: batches older than the connection, per second (P21).
-        unacked: batches sent and not yet acked by the database, beyond which the backlog waits: so it drains at the
-            pace of the centre and does not fill the broker's queue, which drops silently.
+        unacked: batches sent and not yet acked by the database, beyond which the backlog waits.
+        unacked_first: of the backlog, before the first ack says how the centre fares.
+        slow_s: an ack that takes longer says that the centre has more than it can do.
     """
 
     resend_s: float = 30.0
     resend_most_s: float = 480.0
     backlog_per_s: float = 100.0
     unacked: int = 200
+    unacked_first: int = 1
+    slow_s: float = 2.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How much of the backlog may wait for acks: a thousand boxes that come back at once share one centre.
+
+    What they send ahead of it waits in the broker's queue, which drops silently when it is full, and the live events
+    of all boxes wait behind it. So each box sends more while acks come soon and less after a slow one.
+    """
+
+    settings: DeliverySettings
+    allowed: float = 0.0  # batches; below 1: one, and then a pause
+    _ever_slow: bool = False
+    _pause_until_s: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.allowed = float(self.settings.unacked_first)
+
+    def may_send(self, waiting: int, now_s: float) -> bool:
+        """Return whether another batch may go while so many of the backlog wait for their ack."""
+        return waiting < max(1, int(self.allowed)) and now_s >= self._pause_until_s
+
+    def acked(self, took_s: float, now_s: float) -> None:
+        """Learn how long the database took for batches of the backlog.
+
+        The steps were chosen on a simulation of 10 to 5,000 boxes (tests/edge/publish/test_delivery.py has it): larger
+        ones make a fleet swing between a full queue and an idle centre.
+        """
+        if took_s > self.settings.slow_s:
+            self._ever_slow = True
+            self.allowed = max(LEAST_ALLOWED, self.allowed * max(0.5, self.settings.slow_s / took_s))
+        elif self.allowed < 1.0:
+            self.allowed *= 1.1
+        else:
+            more = 0.5 if self._ever_slow else self.allowed / 2
+            self.allowed = min(float(self.settings.unacked), self.allowed + more)
+        if self.allowed < 1.0:
+            self._pause_until_s = now_s + took_s * (1.0 / self.allowed - 1.0)
 
 
 @dataclass(slots=True)
@@ -45,6 +88,7 @@ class _Sent:
     row: Row
     tries: int
     due_s: float
+    sent_s: float
 
 
 @dataclass(slots=True)
@@ -61,9 +105,14 @@ class Delivery:
     _live: int = 0  # keys above are new
     _live_from: int = 0  # the newest key when the connection came up: up to it is backlog
     _backlog: int = 0  # keys up to this have been sent over this connection
+    _waiting: set[int] = field(default_factory=set)  # keys of the backlog that were sent and wait for their ack
+    _pace: Pace = field(init=False)
     _once: Ranges = field(default_factory=Ranges)  # of this life, sent at least once over any connection
     _budget: float = 0.0
     _budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.settings)
 
     def connected(self, window: int) -> None:
         """Begin again over a new connection whose broker takes `window` unacknowledged messages (P20, P22)."""
@@ -80,6 +129,8 @@ class Delivery:
         """Make everything pending due again: on connect, on a bridge's birth, after a restored database."""
         self._sent.clear()
         self._due.clear()
+        self._waiting.clear()
+        self._pace = Pace(self.settings)
         self._live = self._live_from = self.outbox.newest_key
         self._backlog = 0
 
@@ -87,10 +138,16 @@ class Delivery:
         """Free a place in the window. It proves nothing (P14)."""
         self._in_flight.pop(mid, None)
 
-    def acked(self) -> None:
-        """Forget what the database holds now."""
+    def acked(self, now_s: float) -> None:
+        """Forget what the database holds now, and learn from how long it took."""
+        took_s = []
         for key in [key for key, sent in self._sent.items() if not self.outbox.is_pending(sent.row)]:
-            del self._sent[key]
+            sent = self._sent.pop(key)
+            if key in self._waiting:
+                took_s.append(now_s - sent.sent_s)
+            self._waiting.discard(key)
+        if took_s:
+            self._pace.acked(max(took_s), now_s)
 
     def sent(self, row: Row, mid: int, now_s: float) -> None:
         """Note that a batch went out under a message id."""
@@ -98,7 +155,11 @@ class Delivery:
         tries = before.tries + 1 if before else 1
         wait_s = min(self.settings.resend_most_s, self.settings.resend_s * 2.0 ** (tries - 1))
         due_s = now_s + wait_s * (1.0 + 0.2 * self.rng.random())
-        self._sent[row.key] = _Sent(row, tries, due_s)
+        self._sent[row.key] = _Sent(row, tries, due_s, now_s)
+        if row.key <= self._live_from and tries == 1:
+            self._waiting.add(row.key)
+        else:  # one that is not acked in time must not hold up what is behind it
+            self._waiting.discard(row.key)
         heapq.heappush(self._due, (due_s, row.key))
         self._in_flight[mid] = row.key
         if self.outbox.is_current(row):
@@ -115,7 +176,7 @@ class Delivery:
         self._refill(now_s)
         row = self._first_after(self._live, None) if len(self._sent) < 2 * self.settings.unacked else None
         if row is None:
-            row = self._overdue(now_s) or self._from_backlog()
+            row = self._overdue(now_s) or self._from_backlog(now_s)
         if row is not None:
             self._advance(row)
         return row
@@ -136,9 +197,12 @@ class Delivery:
                 heapq.heappush(self._due, (due_s, key))
                 return None
             del self._sent[key]
+            self._waiting.discard(key)
         return None
 
-    def _from_backlog(self) -> Row | None:
+    def _from_backlog(self, now_s: float) -> Row | None:
+        if not self._pace.may_send(len(self._waiting), now_s):
+            return None
         if len(self._sent) >= self.settings.unacked or self._backlog >= self._live_from or self._budget < 1.0:
             return None
         row = self._first_after(self._backlog, self._live_from)

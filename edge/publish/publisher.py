@@ -240,7 +240,7 @@ class Publisher:
                 ack = decode_ack(message.payload)
                 if ack.database == self._settings.database.bytes:
                     self._outbox.cover(self._settings.database, ack.covered, now_s, complete=ack.complete)
-                    self._delivery.acked()
+                    self._delivery.acked(now_s)
                     self._acked_at_s = self._acked_at_s if message.retain else now_s
             elif message.topic == self._topics["state"]:
                 self._hear_state(msgspec.json.decode(message.payload, type=BoxState), message.retain, now_s)

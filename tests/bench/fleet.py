@@ -57,7 +57,8 @@ SELECT sum(upto)::bigint, sum(cardinality(ranges))::bigint, (SELECT sum(last_seq
 """
 WRITTEN = """
 SELECT count(*), coalesce(sum(last_seq - first_seq + 1), 0)::bigint,
-    (SELECT count(*) FROM health), pg_database_size(current_database()) FROM batches
+    (SELECT count(*) FROM health), pg_database_size(current_database()),
+    (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) FROM batches
 """
 
 
@@ -75,6 +76,7 @@ class Reading:
     events: int
     health: int
     stored_bytes: int
+    transactions: int  # ours, when we read, among them
 
     @property
     def boxes(self) -> Report:
@@ -218,7 +220,7 @@ class Bench:
         """Wait until the backlog is acked, or all but what has just happened, or everything, with nothing new."""
         give_up_s = time.monotonic() + PATIENCE_S
         order = QUIET if what == "everything" else ASK
-        most = self.given.boxes * (2 + 3 * self.given.rate) if what == "live" else 0
+        most = 20 + 3 * self.given.boxes * self.given.rate if what == "live" else 0
         while True:
             said = self.ask(order)
             if (said.backlog if what == "backlog" else said.pending) <= most:
@@ -301,6 +303,7 @@ def print_steady(given: argparse.Namespace, before: Reading, after: Reading) -> 
         ("messages / s", model.messages_per_s, messages / span_s, ",.1f"),
         ("acks / s", model.acks_per_s, acks / span_s, ",.1f"),
         ("health / s", model.health_per_s, health / span_s, ",.1f"),
+        ("transactions / s", model.rounds_per_s, (after.transactions - before.transactions) / span_s, ",.1f"),
         ("wire between boxes and broker, kB/s", model.wire_mbit_per_s * 125.0, wire / span_s / 1e3, ",.1f"),
         *((f"{name}, cores", getattr(model, f"{key}_cores"), cpu / span_s, ".3f")
           for (name, cpu), key in zip(cpus(before, after).items(), ("bridge", "database", "broker"), strict=True)),

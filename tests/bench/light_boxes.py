@@ -19,7 +19,7 @@ from collections import deque
 
 import msgspec
 
-from edge.publish.delivery import DeliverySettings
+from edge.publish.delivery import DeliverySettings, Pace
 from edge.wire import ROOT, SCHEMA, AnyEvent, Batch, BoxState, BridgeState, decode_ack, encode_batch, stream_name, topic
 from tests.bench import light_mqtt as mqtt
 from tests.bench.fleet_boxes import (
@@ -49,8 +49,8 @@ class LightBox:
 
     __slots__ = (
         "accepting", "acks", "backlog", "budget", "budget_s", "buffer", "counted", "events", "fresh", "happened",
-        "in_flight", "index", "mid", "name", "nonce", "out", "pending", "rng", "seq", "sock", "stream", "topics",
-        "unacked", "up", "window",
+        "in_flight", "index", "mid", "name", "nonce", "out", "pace", "pending", "rng", "seq", "sock", "stream",
+        "topics", "unacked", "up", "waiting", "window",
     )  # fmt: skip
 
     def __init__(self, index: int, number: int, backlog: int) -> None:
@@ -70,6 +70,7 @@ class LightBox:
         self.seq = self.pending = backlog
         self.events = self.backlog = backlog  # that happened; of the outage and not yet sent
         self.budget, self.budget_s = LIMITS.backlog_per_s, 0.0
+        self.pace, self.waiting = Pace(LIMITS), set[int]()  # which batches of the backlog wait for their first ack
         self.counted = (0, 0)  # bytes and segments of this connection in the sum already
 
 
@@ -173,8 +174,9 @@ class Fleet:
         while len(box.in_flight) < box.window:
             if box.fresh:
                 first, last, payload = box.fresh.popleft()
-            elif box.backlog and box.budget >= 1.0 and len(box.unacked) < LIMITS.unacked:
+            elif box.backlog and box.budget >= 1.0 and box.pace.may_send(len(box.waiting), now_s):
                 first, last, payload = self._of_backlog(box)
+                box.waiting.add(first)
                 box.backlog -= self.spec.backlog_batch
                 box.budget -= 1.0
             else:
@@ -193,6 +195,7 @@ class Fleet:
         late = [(first, *sent) for first, sent in box.unacked.items() if now_s - sent[2] >= older_s]
         for first, last, payload, _ in reversed(late):
             batch = msgspec.msgpack.decode(payload, type=Batch)
+            box.waiting.discard(first)
             box.fresh.appendleft((first, last, encode_batch(msgspec.structs.replace(batch, vocabulary=VOCABULARY))))
             del box.unacked[first]
             self.report.resent += 1
@@ -293,11 +296,18 @@ class Fleet:
         if ack.database != self.database:
             return
         self.report.acks += 1
+        now_s, took_s = time.time(), 0.0
         for said in ack.covered:
             if said.stream == box.stream:
                 runs = ((1, said.upto), *zip(said.ranges[::2], said.ranges[1::2], strict=True))
                 for first in [f for f, sent in box.unacked.items() if any(a <= f and sent[0] <= b for a, b in runs)]:
-                    box.pending -= box.unacked.pop(first)[0] - first + 1
+                    last, _, sent_s = box.unacked.pop(first)
+                    box.pending -= last - first + 1
+                    if first in box.waiting:
+                        box.waiting.remove(first)
+                        took_s = max(took_s, now_s - sent_s)
+        if took_s:
+            box.pace.acked(took_s, now_s)
         if box.backlog:
             self._send(box)
 

@@ -1,11 +1,12 @@
 """Which batch goes when, told without a broker, a disk or a clock."""
 
 import random
+from collections import deque
 from itertools import pairwise
 
 import pytest
 
-from edge.publish.delivery import Delivery, DeliverySettings
+from edge.publish.delivery import LEAST_ALLOWED, Delivery, DeliverySettings, Pace
 from edge.publish.outbox_file import Row, key_of
 
 
@@ -38,7 +39,7 @@ class Sender:
     """Sends whatever delivery says and writes it down."""
 
     def __init__(self, box: Box, window: int = 1000, **settings: float) -> None:
-        self.delivery = Delivery(box, DeliverySettings(**settings), random.Random(1))  # type: ignore[arg-type]
+        self.delivery = Delivery(box, DeliverySettings(**({"unacked_first": 200} | settings)), random.Random(1))  # type: ignore[arg-type]
         self.delivery.connected(window)
         self.mid = 0
 
@@ -88,7 +89,7 @@ def test_p20_what_was_acked_is_not_sent_again() -> None:
     sender = Sender(box)
     sender.go(0.0)
     box.done.add(key_of(2, 1))
-    sender.delivery.acked()
+    sender.delivery.acked(1.0)
     assert sender.go(40.0) == [(2, 2)]
 
 
@@ -126,10 +127,81 @@ def test_p21_backlog_waits_for_acks_rather_than_fill_the_brokers_queue() -> None
     assert len(sender.go(0.0)) == 8
     assert sender.go(1.0) == []
     box.done |= {key_of(1, n) for n in range(1, 6)}
-    sender.delivery.acked()
+    sender.delivery.acked(1.5)
     assert len(sender.go(2.0)) == 5
     box.add(2, 1)
     assert sender.go(2.0) == [(2, 1)], "what is new does not wait behind it"
+
+
+def test_p21_backlog_grows_while_acks_come_soon_and_shrinks_when_they_do_not() -> None:
+    pace = Pace(DeliverySettings(unacked=64))
+    assert pace.may_send(0, 0.0)
+    assert not pace.may_send(1, 0.0), "nobody knows yet how the centre fares"
+    for _ in range(9):
+        pace.acked(0.5, 1.0)
+    before = pace.allowed
+    assert 32 < before < 64
+    pace.acked(2.5, 2.0)
+    assert pace.allowed == pytest.approx(0.8 * before)
+    pace.acked(60.0, 3.0)
+    assert pace.allowed == pytest.approx(0.4 * before), "at most by half"
+    pace.acked(0.5, 4.0)
+    assert pace.allowed == pytest.approx(0.4 * before + 0.5), "carefully, once the centre was slow"
+    for _ in range(200):
+        pace.acked(0.5, 5.0)
+    assert pace.allowed == 64
+
+
+def test_p21_box_among_very_many_pauses_between_two_batches() -> None:
+    pace = Pace(DeliverySettings())
+    pace.acked(4.0, 10.0)
+    assert pace.allowed == 0.5
+    assert not pace.may_send(0, 13.9)
+    assert pace.may_send(0, 14.0)
+    for _ in range(20):
+        pace.acked(4.0, 20.0)
+    assert pace.allowed == LEAST_ALLOWED, "however slow, it never stops"
+    assert pace.may_send(0, 20.0 + 4.0 / LEAST_ALLOWED)
+
+
+@pytest.mark.parametrize(("boxes", "each"), [(1000, 36), (100, 360), (10, 1000)])
+def test_p21_boxes_share_a_centre_and_live_events_hardly_wait_behind_their_backlogs(boxes: int, each: int) -> None:
+    """A queue that one server empties in order, as the broker's towards the bridge; an ack a second per box (P15)."""
+    per_tick, tick_s, now_s = 43, 0.1, 0.0
+    paces, waiting, left = [Pace(DeliverySettings()) for _ in range(boxes)], [0] * boxes, [each] * boxes
+    queue, owed, waited = deque[tuple[int, float]](), dict[int, list[float]](), list[float]()
+    said_s = [-box / boxes for box in range(boxes)]
+    while any(left) or queue or owed:
+        for box, pace in enumerate(paces):
+            while left[box] and pace.may_send(waiting[box], now_s):
+                queue.append((box, now_s))
+                waiting[box] += 1
+                left[box] -= 1
+        waited.append(len(queue) / per_tick * tick_s)  # what an event of now waits
+        for _ in range(min(len(queue), per_tick)):
+            box, sent_s = queue.popleft()
+            owed.setdefault(box, []).append(sent_s)
+        for box in [box for box in owed if now_s - said_s[box] >= 1.0]:
+            sent = owed.pop(box)
+            waiting[box] -= len(sent)
+            paces[box].acked(now_s - min(sent), now_s)
+            said_s[box] = now_s
+        now_s += tick_s
+        assert now_s < 300.0
+    assert sorted(waited)[int(0.99 * len(waited))] < 4.0
+    assert now_s < 1.25 * boxes * each / per_tick * tick_s + 25.0, "and the centre has nearly always something to do"
+
+
+def test_p21_batch_that_nobody_acks_holds_up_no_other() -> None:
+    box = Box()
+    box.add(1, *range(1, 4))
+    sender = Sender(box, unacked_first=1)
+    assert sender.go(0.0) == [(1, 1)]
+    assert sender.go(20.0) == []
+    assert sender.go(40.0) == [(1, 1), (1, 2)]
+    box.done.add(key_of(1, 2))
+    sender.delivery.acked(41.0)
+    assert sender.go(41.0) == [(1, 3)]
 
 
 def test_p22_no_more_in_flight_than_the_window() -> None:

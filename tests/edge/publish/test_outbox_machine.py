@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
 
     def hear(self, said: tuple[Covered, ...]) -> None:
         self.outbox.cover(DATABASE, said, self.now_s)
-        self.delivery.acked()
+        self.delivery.acked(self.now_s)
 
     def truth(self) -> tuple[Covered, ...]:
         """Return what the database holds, as a bridge says it."""
