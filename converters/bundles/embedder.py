@@ -70,7 +70,7 @@ def write_artefacts(net: Embedder, source: Input, calibration: NDArray[np.uint8]
     converted = to_openvino(fused, source, [OUTPUT])
     save_openvino(converted, folder / FILES["fp16_xml"], fp16=True)
     # The division by the vector's length; 8 bits of it would turn every vector a little.
-    tail = openvino_nodes(converted, r"aten::square/|aten::pow/", r"aten::sum/", r"aten::div/")
+    tail = openvino_nodes(converted, r"aten::div/")
     quantized = quantize_openvino(
         converted, source, [calibration], ignored=tail, ranges="minmax", bias_correction="full"
     )

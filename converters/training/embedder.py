@@ -3,6 +3,7 @@
 There are no identities to learn from (see `data.identity`), so every picture is a person of its own: two random looks
 of it must come out alike and unlike everybody else's (NT-Xent, Chen et al. 2020, with a queue of earlier faces as
 more strangers). Clips of one person give real pairs. Age, gender and race of UTKFace, where known, help the features.
+Started from a head's blocks, the last layer is first set in closed form (`training.discriminant`).
 """
 
 import argparse
@@ -22,7 +23,9 @@ from converters.data.augment_identity import looks
 from converters.data.identity import AlignedFaces, training
 from converters.errors import ConvertError
 from converters.evaluation.verification import area, rate_at, roc
-from converters.nets.embedder import DIMENSIONS, WIDTHS, Embedder
+from converters.nets.embedder import DIMENSIONS, Embedder
+from converters.nets.student import WIDTHS
+from converters.training.discriminant import Looked, set_project
 from converters.training.lessons import spans
 from converters.training.schedule import follow, optimizer_of, rate_factor
 
@@ -159,6 +162,11 @@ def train(plan: Plan, learn: Material, check: Material, folder: Path) -> State:
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
     with Progress(*columns) as progress:
         task = progress.add_task("epochs", total=plan.epochs, completed=state.epoch, note="")
+        if plan.init and not state.history:
+            _begin(plan, state, learn)
+            state.history.append({"epoch": 0, **two_looks(state.average, check)})
+            _keep(plan, state, folder / "state.pt")
+            progress.console.print("last layer in closed form:", state.history[-1])
         while _progress(plan, state) < 1:
             value = _epoch(plan, state, learn)
             if state.epoch % CHECK_EVERY == 0 or _progress(plan, state) >= 1:
@@ -170,6 +178,20 @@ def train(plan: Plan, learn: Material, check: Material, folder: Path) -> State:
                 progress.console.print(f"epoch {state.epoch} {state.spent_s:.0f} s loss {value:.3f} {note}")
     state.average.eval()
     return state
+
+
+def _begin(plan: Plan, state: State, learn: Material) -> None:
+    """Set the last layer in closed form, from two looks of everybody."""
+    pairs, rng = torch.from_numpy(_pairs(plan, learn, 0)), torch.Generator().manual_seed(plan.seed)
+    state.average.eval()
+    with torch.inference_mode():
+        one, other = (
+            torch.cat([state.average.features(looks(learn.pictures[part], rng)) for part in rows.split(plan.batch)])
+            for rows in pairs.T
+        )
+    torch.manual_seed(plan.seed)  # the principal directions are sought at random
+    for net in (state.average, state.net):
+        set_project(net, Looked(one.clone(), other.clone()))
 
 
 def two_looks(net: Embedder, faces: Material) -> dict[str, float]:
@@ -234,6 +256,8 @@ def _remember(state: State, embedded: Tensor, ids: Tensor) -> None:
 
 
 def _progress(plan: Plan, state: State) -> float:
+    if plan.epochs == 0:
+        return 1.0
     return max(state.epoch / plan.epochs, state.spent_s / 60 / plan.minutes)
 
 
@@ -321,7 +345,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--out", type=Path, default=Path("out/embedder"), help="folder of the training state")
     parser.add_argument("--bundle", type=Path, default=Path("models_int8/face-embedder"), help="what is written")
     parser.add_argument("--cache", type=Path, default=Path("out/faces"), help="where prepared faces are kept")
-    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="length of the schedule (default %(default)s)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=Plan.epochs,
+        help="length of the schedule; 0 leaves it at the closed form (default %(default)s)",
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="finish the schedule after so long instead")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate (default %(default)s)")
     parser.add_argument(

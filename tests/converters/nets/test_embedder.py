@@ -10,7 +10,7 @@ pytestmark = pytest.mark.convert
 
 
 def test_every_face_becomes_a_vector_of_length_one() -> None:
-    net = Embedder((4, 6, 8, 10, 12)).eval()
+    net = Embedder((4, 6, 8, 10)).eval()
     with torch.inference_mode():
         vectors = net(torch.rand(3, 3, 112, 112))
     assert vectors.shape == (3, DIMENSIONS)
@@ -19,7 +19,7 @@ def test_every_face_becomes_a_vector_of_length_one() -> None:
 
 def test_folding_leaves_the_helping_heads_away_and_changes_nothing() -> None:
     torch.manual_seed(0)
-    net = Embedder((4, 6, 8, 10, 12), traits=11)
+    net = Embedder((4, 6, 8, 10), traits=11)
     net(torch.rand(8, 3, 112, 112))
     net.eval()
     x = torch.rand(2, 3, 112, 112)
