@@ -68,11 +68,22 @@ def prove(
     terms: Terms,
     *,
     program: str = "",
+    ended: str = "",
     say: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """Watch a box until all has been well for `hold_s` at a stretch.
+
+    Args:
+        look: returns what the box says.
+        before: how it fared before the flash, None where it did not run.
+        digest: of the config it should run.
+        terms: how long everything may take.
+        program: it should run; "" where that does not change.
+        ended: nonce of whatever wrote the status last before the restart: it may have ended long ago, and says nothing.
+        say: told how it stands.
+        clock, sleep: CLOCK_BOOTTIME.
 
     Returns:
         "" when it is proven, else the reason why not.
@@ -80,10 +91,11 @@ def prove(
     give_up_s = clock() + terms.start_s + terms.hold_s
     good_since_s: float | None = None
     process = said = ""
+    ended = ended or (before.nonce if before else "")
     while True:
         now_s, now = clock(), look()
         wrong = complaints(before, now, digest, now_s, program)
-        if now is not None and now.config_digest == digest and (before is None or now.nonce != before.nonce):
+        if now is not None and now.config_digest == digest and now.nonce != ended:
             if process and now.nonce != process:
                 return "the service ended and was started again by itself: " + (said or "it crashed while being proven")
             process = now.nonce

@@ -280,6 +280,7 @@ class Updater:
         if self.service is None:
             return ""
         config = load_box(self._config_with(slot))
+        last = read_status(config.state_dir)
         try:
             self.at(Step.RESTART, slot)
             self.service.restart()
@@ -290,6 +291,7 @@ class Updater:
                 config.digest,
                 self.terms,
                 program=self._program_with(slot),
+                ended=last.nonce if last else "",
                 say=lambda text: self.at(Step.PROVE, text),
             )
         except FlashError as error:

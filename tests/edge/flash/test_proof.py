@@ -67,10 +67,11 @@ class Film:
     def __init__(self, scenes: Callable[[float], BoxStatus | None]) -> None:
         self.now_s, self.scenes = 0.0, scenes
 
-    def verdict(self, before: BoxStatus | None = BEFORE) -> str:
+    def verdict(self, before: BoxStatus | None = BEFORE, ended: str = "") -> str:
         return prove(
-            self.look, before, "digest", Terms(start_s=60, hold_s=30), clock=lambda: self.now_s, sleep=self.sleep
-        )
+            self.look, before, "digest", Terms(start_s=60, hold_s=30), ended=ended,
+            clock=lambda: self.now_s, sleep=self.sleep,
+        )  # fmt: skip
 
     def look(self) -> BoxStatus | None:
         found = self.scenes(self.now_s)
@@ -92,6 +93,11 @@ def test_a_box_that_never_comes_up_is_not() -> None:
 
 def test_the_old_process_with_the_same_config_is_not_mistaken_for_the_new() -> None:
     assert "not restarted yet" in Film(lambda _: replace(WELL, nonce="old")).verdict()
+
+
+def test_what_a_process_that_ended_long_ago_wrote_is_not_taken_for_a_start() -> None:
+    """A first flash that was taken back leaves a status; the same config comes again minutes later."""
+    assert Film(lambda t: WELL if t > 5 else replace(WELL, nonce="left")).verdict(None, ended="left") == ""
 
 
 def test_a_box_that_crashes_and_starts_again_is_not_proven() -> None:
