@@ -26,7 +26,9 @@ def steps(console: Console) -> Iterator[Callable[[str], None]]:
 
 def show_layers(layers: Sequence[Loss], console: Console, most: int = 8) -> None:
     """Print the layers that cost most in INT8, for `--float` to name."""
-    table = Table("layer", "own error", "outputs' error that goes when it alone is float", title="worst layers in INT8")
+    table = Table(
+        "layer", "module", "own error", "outputs' error that goes when it alone is float", title="worst layers in INT8"
+    )
     for loss in layers[:most]:
-        table.add_row(loss.layer, f"{loss.own:.1%}", f"{loss.gain:.1%}")
+        table.add_row(loss.layer, loss.module, f"{loss.own:.1%}", f"{loss.gain:.1%}")
     console.print(table)

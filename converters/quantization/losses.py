@@ -3,6 +3,7 @@
 Driven by `ways`, which spares the worst ones when an artefact loses too much, and printed by every conversion.
 """
 
+import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,13 @@ class Loss:
 
     Attributes:
         layer: the ONNX node's name, as `--float` takes it.
+        module: where it stands in the network, "" where the file does not say.
         own: relative error of the layer's output in the INT8 graph, errors from before it included.
         gain: the share of the outputs' error that goes away when this layer alone is float; below 0 it grows.
     """
 
     layer: str
+    module: str
     own: float
     gain: float
 
@@ -58,15 +61,22 @@ def losses(
     Returns:
         The layers tried, largest gain first.
     """
-    names = {node.name for node in graph.model.graph.node if node.op_type in COMPUTED_ONNX}
+    names = {node.name: _module(node) for node in graph.model.graph.node if node.op_type in COMPUTED_ONNX}
     candidates = [(onnx_name(n), e) for n, e in own if onnx_name(n) in names and onnx_name(n) not in exclude][:TRIED]
     base = _error(quantized(graph, spec, exclude, signed=False), spec, pictures, floats)
     found = []
     for name, error in candidates:
         alone = _error(quantized(graph, spec, [*exclude, name], signed=False), spec, pictures, floats)
-        found.append(Loss(name, error, (base - alone) / (base + 1e-12)))
+        found.append(Loss(name, names[name], error, (base - alone) / (base + 1e-12)))
         tick()
     return sorted(found, key=lambda loss: -loss.gain)
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """Return the innermost module of ours that torch's exporter noted."""
+    noted = next((e.value for e in node.metadata_props if e.key.endswith("name_scopes")), "[]")
+    scopes = [scope for scope in ast.literal_eval(noted) if "." in scope]
+    return scopes[-1].removeprefix("net.") if scopes else ""
 
 
 def _error(

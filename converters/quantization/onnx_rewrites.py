@@ -266,3 +266,9 @@ def drop_unused(model: onnx.ModelProto) -> None:
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     del model.graph.value_info[:]
+
+
+def forget_source(model: onnx.ModelProto) -> None:
+    """Take out what the exporter noted about the Python it came from: paths of the machine that converted."""
+    for holder in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        del holder.metadata_props[:]

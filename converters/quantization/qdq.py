@@ -14,7 +14,14 @@ import onnx
 from numpy.typing import NDArray
 
 from converters.errors import QuantizeError
-from converters.quantization.onnx_rewrites import drop_unused, pixel_range, pixels_first, repeat_pixels, rows_first
+from converters.quantization.onnx_rewrites import (
+    drop_unused,
+    forget_source,
+    pixel_range,
+    pixels_first,
+    repeat_pixels,
+    rows_first,
+)
 from converters.quantization.ranges import Range, Ranges, observed
 from edge.models.manifest import Input
 
@@ -118,4 +125,5 @@ def quantized(graph: Calibrated, spec: Input, exclude: Sequence[str] = (), signe
         repeat_pixels(result)
         pixels_first(result, spec)
         drop_unused(result)
+    forget_source(result)
     return result

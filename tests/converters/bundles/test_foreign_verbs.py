@@ -131,7 +131,7 @@ def test_fall_back_gives_up_loudly_and_writes_nothing(
     arguments = [str(tmp_path / "e.pt"), "--module", f"{__name__}:Foreign", "--size", "48", "--max-drop", "-1"]
     arguments += ["--module-args", '{"classes": 16, "softmax": false}', "--calibrate", str(crops)]
     assert main(["embedder", *arguments, "--out", str(tmp_path / "never")]) == 1
-    assert "INT8 loses more than --max-drop -1.0 points of cosine in each of 4 ways" in capsys.readouterr().err
+    assert "INT8 loses more than --max-drop -1.0 points of cosine in each of 5 ways" in capsys.readouterr().err
     assert not (tmp_path / "never").exists()
 
 

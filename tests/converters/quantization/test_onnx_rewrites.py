@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from converters.quantization.onnx_rewrites import (  # noqa: E402
     drop_unused,
+    forget_source,
     pixel_range,
     pixels_first,
     repeat_pixels,
@@ -171,3 +172,13 @@ def test_last_convolution_as_a_product_gives_the_same_numbers() -> None:
 
 def test_convolution_over_neighbours_stays_a_convolution() -> None:
     assert rows_first(pointwise(3)) == []
+
+
+def test_what_the_exporter_noted_of_the_machine_is_gone() -> None:
+    model = pointwise(1)
+    for holder in (model, model.graph, *model.graph.node):
+        entry = holder.metadata_props.add()
+        entry.key, entry.value = "pkg.torch.onnx.stack_trace", "File /home/someone/net.py"
+    assert b"/home/someone" in model.SerializeToString()
+    forget_source(model)
+    assert b"/home/someone" not in model.SerializeToString()
