@@ -17,7 +17,8 @@ from edge.errors import EdgeError
 from edge.flash.slots import write_durably
 
 STORE, ENCRYPTED = Path("/etc/credstore"), Path("/etc/credstore.encrypted")
-NAME = "facefleet.box.key"
+# Two names: LoadCredentialEncrypted= looks into both stores, and the service would not start on a plain one.
+NAME, PLAIN_NAME = "facefleet.box.key", "facefleet.box.plain.key"
 INSTALLED = Path("/var/lib/facefleet/tls")  # of the box that the units run
 BOOTED = Path("/run/systemd/system")  # sd_booted(3): in a plain container nobody would hand the key to the program
 CREDS_S = 60.0
@@ -88,7 +89,7 @@ class SystemStore:
     """
 
     def __init__(self, plain: Path = STORE, encrypted: Path = ENCRYPTED, command: str = "systemd-creds") -> None:
-        self.plain, self.encrypted = KeyFile(plain / NAME), encrypted / NAME
+        self.plain, self.encrypted = KeyFile(plain / PLAIN_NAME), encrypted / NAME
         self._command = command
 
     def read(self) -> bytes | None:

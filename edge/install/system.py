@@ -17,8 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.box.keystore import ENCRYPTED, STORE
-from edge.box.keystore import NAME as KEY_NAME
+from edge.box import keystore
 from edge.box.status import read_status
 from edge.errors import EdgeError
 from edge.flash.slots import remove, write_durably
@@ -180,8 +179,8 @@ def _undelivered(state: Path) -> str:
 
 def _forget_keys(root: Path) -> None:
     """Remove the box's private key from systemd's stores, where enrolment keeps it."""
-    for store in (STORE, ENCRYPTED):
-        (root / store.relative_to("/") / KEY_NAME).unlink(missing_ok=True)
+    for path in (keystore.STORE / keystore.PLAIN_NAME, keystore.ENCRYPTED / keystore.NAME):
+        (root / path.relative_to("/")).unlink(missing_ok=True)
 
 
 class _Maker:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.box import keystore
 from edge.box.facts import boot_id
 from edge.box.status import BoxStatus, boottime_s, write_status
 from edge.cli import main
@@ -238,9 +239,9 @@ def test_a_box_that_is_reset_is_nobody_and_keeps_its_program(
         (state / name).write_text("x")
     (state / "current").symlink_to("slots/1")
     stores = [root / "etc/credstore", root / "etc/credstore.encrypted"]
-    for store in stores:
+    for store, name in zip(stores, (keystore.PLAIN_NAME, keystore.NAME), strict=True):
         store.mkdir(mode=0o700)
-        (store / "facefleet.box.key").write_text("key")
+        (store / name).write_text("key")
         (store / "somebody.else").write_text("x")
     assert main(["reset", "--root", str(root)]) == 0
     for store in stores:

@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 
 from edge.box import certificate, keystore
-from edge.box.keystore import NAME, KeyFile, SystemStore, key_store
+from edge.box.keystore import NAME, PLAIN_NAME, KeyFile, SystemStore, key_store
 from edge.errors import EdgeError
 
 CREDS = shutil.which("systemd-creds")
@@ -73,10 +73,10 @@ def test_a_key_from_another_machine_is_named_with_the_way_out(
 def test_without_systemd_creds_it_is_a_file_that_the_unit_loads(tmp_path: Path) -> None:
     store = SystemStore(tmp_path / "credstore", tmp_path / "credstore.encrypted", command="no-such-program")
     assert "mode 0600, not encrypted (systemd-creds is not installed)" in store.write(b"the key")
-    assert files(tmp_path) == {f"credstore/{NAME}": 0o600}
+    assert files(tmp_path) == {f"credstore/{PLAIN_NAME}": 0o600}
     assert store.read() == b"the key"
     unit = (Path(__file__).parents[3] / "systemd/facefleet-edge.service").read_text()
-    assert f"LoadCredential=box.plain.key:{NAME}\n" in unit
+    assert f"LoadCredential=box.plain.key:{PLAIN_NAME}\n" in unit
 
 
 def test_where_systemd_creds_fails_the_key_is_kept_all_the_same(tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ def test_what_systemd_creds_cannot_read_back_is_not_believed(tmp_path: Path) -> 
     forgetful.chmod(0o755)
     store = SystemStore(tmp_path / "credstore", tmp_path / "credstore.encrypted", command=str(forgetful))
     assert "read back as something else" in store.write(b"the key")
-    assert files(tmp_path) == {f"credstore/{NAME}": 0o600}
+    assert files(tmp_path) == {f"credstore/{PLAIN_NAME}": 0o600}
 
 
 def test_a_plain_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     store = SystemStore(tmp_path / "credstore", tmp_path / "credstore.encrypted", command="no-such-program")
     store.write(b"the key")
-    (tmp_path / "credstore" / NAME).chmod(0o604)
+    (tmp_path / "credstore" / PLAIN_NAME).chmod(0o604)
     with pytest.raises(EdgeError, match=r"has mode 0604 and can be read by others"):
         store.read()
 
