@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from converters.errors import ConvertError
+from converters.telemetry import forbid
 from edge.errors import EdgeError
 
 # Imported when the command runs, not when this module is: torch alone takes two seconds.
@@ -23,6 +24,7 @@ MODULES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run `facefleet-convert`; 0 done, 1 refused with a message, 2 wrong usage, 130 interrupted."""
+    forbid()
     args = parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:

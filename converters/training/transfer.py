@@ -88,11 +88,11 @@ def base_of(path: Path, given: Told) -> Base:
     model, source = crop_network(path, given)
     model, _ = cut_activation(model)
     makers = {output: node for node in model.graph.node for output in node.output}
-    last = makers.get(makers[model.graph.output[0].name].input[0])  # what feeds the node that names the output
+    answer = makers[model.graph.output[0].name].input[0]  # what feeds the node that names the output
+    last = makers.get(answer)
     if last is not None and last.op_type == "Add":  # a bias after a MatMul
         last = makers.get(last.input[0])
-    computed = last is not None and last.op_type in ("Gemm", "MatMul")
-    tensor = last.input[0] if last is not None and computed else model.graph.output[0].name
+    tensor = last.input[0] if last is not None and last.op_type in ("Gemm", "MatMul") else answer
     rename_output(model, tensor, "features")
     model = inferred(model)
     shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
