@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.sizing import BUSY, MEASURED, Fleet, size, table
+from bridge.sizing import BUSY, GATHER_S, LULL_S, MEASURED, Fleet, rounds_per_s, size, table
 
 ROOT = Path(__file__).resolve().parents[2]
 FLEETS = (Fleet(10), Fleet(1_000), Fleet(100_000))
@@ -19,9 +19,23 @@ def test_messages_acks_and_health_are_counted_beside_events() -> None:
 
 
 def test_cores_add_up_what_each_message_event_and_health_costs() -> None:
-    costs = replace(MEASURED, bridge_message_us=100.0, bridge_event_us=10.0, bridge_health_us=1000.0)
+    costs = replace(
+        MEASURED, bridge_round_us=500.0, bridge_message_us=100.0, bridge_event_us=10.0, bridge_health_us=1000.0
+    )
     found = size(Fleet(60, events_per_s=2.0, health_s=60.0), costs)
-    assert found.bridge_cores == pytest.approx((60 * 100 + 120 * 10 + 1 * 1000) / 1e6)
+    rounds = rounds_per_s(60, 1, costs)
+    assert found.bridge_cores == pytest.approx((rounds * 500 + 60 * 100 + 120 * 10 + 1 * 1000) / 1e6)
+
+
+def test_rounds_are_single_messages_of_a_few_boxes_and_fill_as_the_fleet_grows() -> None:
+    assert rounds_per_s(1.0, 0.0, MEASURED) == pytest.approx(1.0, rel=0.05)
+    assert rounds_per_s(0.0, 0.0, MEASURED) == 0.0
+    for messages in (10.0, 100.0, 1_000.0, 10_000.0, 1e6):
+        assert rounds_per_s(messages, 100.0, MEASURED) <= min(messages + 100.0, 2 / LULL_S)
+    free = replace(MEASURED, bridge_message_us=0.0, database_message_us=0.0, bridge_round_us=0.0, database_round_us=0.0)
+    assert rounds_per_s(1e6, 0.0, free) == pytest.approx(1 / GATHER_S, rel=0.01)
+    assert rounds_per_s(1_000.0, 0.0, MEASURED) < 1 / GATHER_S, "while it writes, more gathers"
+    assert rounds_per_s(1_000.0, 1e6, free) == pytest.approx(2 / GATHER_S, rel=0.03), "health in its own, as seldom"
 
 
 def test_bridges_are_busy_at_most_half_the_time() -> None:
