@@ -18,7 +18,11 @@ def add_common(parser: argparse.ArgumentParser, verb: str, max_drop: float) -> N
         "--max-drop", type=float, default=max_drop, help="points INT8 may lose, or it falls back (default %(default)s)"
     )
     parser.add_argument(
-        "--float", nargs="+", default=[], metavar="NODE", dest="named", help="nodes of the float ONNX graph to keep in "
-        "float in any case; the printed table of worst layers has their names"
-    )  # fmt: skip
+        "--float",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        dest="named",
+        help="parts or nodes to keep in float in any case, named as in the printed table of where INT8 loses most",
+    )
     parser.set_defaults(verb=verb)

@@ -24,11 +24,10 @@ def steps(console: Console) -> Iterator[Callable[[str], None]]:
         yield say
 
 
-def show_layers(layers: Sequence[Loss], console: Console, most: int = 8) -> None:
-    """Print the layers that cost most in INT8, for `--float` to name."""
-    table = Table(
-        "layer", "module", "own error", "outputs' error that goes when it alone is float", title="worst layers in INT8"
-    )
-    for loss in layers[:most]:
-        table.add_row(loss.layer, loss.module, f"{loss.own:.1%}", f"{loss.gain:.1%}")
+def show_layers(parts: Sequence[Loss], console: Console, most: int = 8) -> None:
+    """Print the parts of the network that cost most in INT8, for `--float` to name."""
+    table = Table("part", "layers", "largest own error", "outputs' error that goes when it alone is float")
+    table.title = "where INT8 loses most"
+    for loss in parts[:most]:
+        table.add_row(loss.part, str(len(loss.nodes)), f"{loss.own:.1%}", f"{loss.gain:.1%}")
     console.print(table)

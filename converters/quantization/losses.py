@@ -1,10 +1,10 @@
-"""Which layers INT8 hurts, measured: the error of the network's outputs that goes away when one layer alone is float.
+"""Where INT8 hurts, measured: the error of the network's outputs that goes away when one part alone is float.
 
 Driven by `ways`, which spares the worst ones when an artefact loses too much, and printed by every conversion.
 """
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,28 +12,30 @@ import onnx
 import openvino as ov
 from numpy.typing import NDArray
 
+from converters.errors import QuantizeError
 from converters.quantization.graphs import COMPUTED, COMPUTED_ONNX, onnx_name
 from converters.quantization.qdq import Calibrated, quantized
 from edge.models.manifest import Input
 
 Outputs = Sequence[NDArray[np.float32]]
-# The layers with the largest errors of their own are tried one by one; each costs a second or two.
-TRIED = 8
+# Parts tried where a file does not name its modules: single layers, those with the largest errors of their own. Each
+# try costs a second or two.
+TRIED = 16
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What INT8 does at one layer.
+    """What INT8 does in one part of the network.
 
     Attributes:
-        layer: the ONNX node's name, as `--float` takes it.
-        module: where it stands in the network, "" where the file does not say.
-        own: relative error of the layer's output in the INT8 graph, errors from before it included.
-        gain: the share of the outputs' error that goes away when this layer alone is float; below 0 it grows.
+        part: a module of the exporter's notes, or a single node's name; `--float` takes it.
+        nodes: the convolutions and products in it.
+        own: the largest relative error of their outputs in the INT8 graph, errors from before them included.
+        gain: the share of the outputs' error that goes away when this part alone is float; below 0 it grows.
     """
 
-    layer: str
-    module: str
+    part: str
+    nodes: tuple[str, ...]
     own: float
     gain: float
 
@@ -45,9 +47,8 @@ def losses(
     own: Sequence[tuple[str, float]],
     pictures: Sequence[NDArray[np.uint8]],
     floats: Sequence[Outputs],
-    tick: Callable[[], None] = lambda: None,
 ) -> list[Loss]:
-    """Put the layers of the largest own error back into float, one at a time, and see what the outputs gain.
+    """Put one part after the other back into float, each alone, and see what the outputs gain.
 
     Args:
         graph: the calibrated float graph.
@@ -56,24 +57,61 @@ def losses(
         own: from `own_errors`, largest first.
         pictures: (1, H, W, 3) uint8 BGR.
         floats: the float network's outputs for them.
-        tick: called after each layer.
 
     Returns:
-        The layers tried, largest gain first.
+        The parts, largest gain first.
     """
-    names = {node.name: _module(node) for node in graph.model.graph.node if node.op_type in COMPUTED_ONNX}
-    candidates = [(onnx_name(n), e) for n, e in own if onnx_name(n) in names and onnx_name(n) not in exclude][:TRIED]
+    errors = {onnx_name(name): error for name, error in own}
+    parts = parts_of(graph.model, [name for name in errors if name not in exclude])
     base = _error(quantized(graph, spec, exclude, signed=False), spec, pictures, floats)
     found = []
-    for name, error in candidates:
-        alone = _error(quantized(graph, spec, [*exclude, name], signed=False), spec, pictures, floats)
-        found.append(Loss(name, names[name], error, (base - alone) / (base + 1e-12)))
-        tick()
+    for part, nodes in parts.items():
+        alone = _error(quantized(graph, spec, [*exclude, *nodes], signed=False), spec, pictures, floats)
+        found.append(Loss(part, nodes, max(errors[n] for n in nodes), (base - alone) / (base + 1e-12)))
     return sorted(found, key=lambda loss: -loss.gain)
 
 
-def _module(node: onnx.NodeProto) -> str:
-    """Return the innermost module of ours that torch's exporter noted."""
+def parts_of(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the parts of a network and their nodes: one for each stage and each branch of a head.
+
+    Args:
+        model: the float graph.
+        names: its convolutions and products, largest error first.
+    """
+    modules = {node.name: module_of(node) for node in model.graph.node if node.op_type in COMPUTED_ONNX}
+    known = [name for name in names if name in modules]
+    if not all(modules[name] for name in known):
+        return {name: (name,) for name in known[:TRIED]}
+    parts: dict[str, tuple[str, ...]] = {}
+    for name in known:
+        # model.8.m.0.cv1 belongs to stage model.8, model.23.one2one_cv2.0.1 to branch model.23.one2one_cv2.0.
+        words = modules[name].split(".")
+        part = ".".join(words[: 4 if words[2:3] and words[2].startswith("one2one") else 2])
+        parts[part] = (*parts.get(part, ()), name)
+    return parts
+
+
+def named_nodes(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """Return the nodes that the user named: by their own name, or by a module and all that is in it.
+
+    Raises:
+        QuantizeError: a name that matches nothing, because a part silently left in INT8 costs accuracy.
+    """
+    modules = {node.name: module_of(node) for node in model.graph.node if node.op_type in COMPUTED_ONNX}
+    found: dict[str, None] = {}
+    for name in names:
+        hits = [n for n, module in modules.items() if name in (n, module) or module.startswith(f"{name}.")]
+        if not hits:
+            raise QuantizeError(
+                f"no layer {name!r} to keep in float among {len(modules)}, such as {list(modules)[:3]}; --float takes "
+                "the names of the printed table"
+            )
+        found.update(dict.fromkeys(hits))
+    return list(found)
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Return the innermost module that torch's exporter noted, "" where the file says nothing."""
     noted = next((e.value for e in node.metadata_props if e.key.endswith("name_scopes")), "[]")
     scopes = [scope for scope in ast.literal_eval(noted) if "." in scope]
     return scopes[-1].removeprefix("net.") if scopes else ""

@@ -24,7 +24,7 @@ from converters.quantization.graphs import (
     tail_onnx,
     tail_openvino,
 )
-from converters.quantization.losses import Loss, losses, own_errors
+from converters.quantization.losses import Loss, losses, named_nodes, own_errors
 from converters.quantization.qdq import Calibrated, calibrated, quantized
 from converters.quantization.quantize import (
     QDQ_OPS,
@@ -53,7 +53,7 @@ class Way:
     Attributes:
         ranges: how they are found.
         attention: its products and softmax are in INT8 too.
-        spared: how many of the worst layers stay in float.
+        spared: how many of the worst parts stay in float.
     """
 
     ranges: Ranges = "minmax"
@@ -63,12 +63,12 @@ class Way:
     def __str__(self) -> str:
         """Say it in the words of the table and the manifest."""
         attention = "" if self.attention else ", attention in float"
-        return f"{self.ranges} ranges{attention}{f', {self.spared} layers in float' if self.spared else ''}"
+        return f"{self.ranges} ranges{attention}{f', {self.spared} parts in float' if self.spared else ''}"
 
 
 # The first two are both tried and the better kept; the others, with that one's attention, only while too much is lost.
 ALWAYS = (Way(), Way(attention=False))
-CAREFUL = (Way(spared=2), Way("mean"), Way(spared=5), Way(spared=10))
+CAREFUL = (Way(spared=1), Way("mean"), Way(spared=3), Way(spared=6))
 
 
 class Workshop:
@@ -80,7 +80,7 @@ class Workshop:
         outputs: in the manifest's order.
         calibration: batches (N, H, W, 3) uint8 BGR.
         tail: keep the arithmetic behind the last convolutions in float, and rewrite for speed: a detector.
-        named: ONNX nodes that stay in float in every way; an unknown name is an error.
+        named: parts or nodes (see `losses`) that stay in float in every way; an unknown name is an error.
         symmetric: activations that start at zero lose nothing by OpenVINO's symmetric preset and spare arithmetic.
     """
 
@@ -96,13 +96,13 @@ class Workshop:
         symmetric: bool = False,
     ) -> None:
         self._source, self._spec, self._outputs, self._calibration = source, spec, outputs, calibration
-        self._tail, self._named = tail, tuple(named)
+        self._tail = tail
         self._preset: Preset = "performance" if symmetric else "mixed"
         model = onnx.load(source)
         self.attention = tuple(attention_onnx(model)) if tail else ()
         self._tail_onnx = tail_onnx(model) if tail else []
         self._known = {node.name for node in model.graph.node}
-        openvino_names(read_openvino(source, outputs), named)
+        self._named = tuple(named_nodes(model, named))
         self._seen: dict[Ranges, Calibrated] = {}
         self._own: list[tuple[str, float]] = []
 
@@ -128,8 +128,8 @@ class Workshop:
             picture = network_input(self._calibration[0][:1], self._spec)
             self._own = own_errors(read_openvino(self._source, self._outputs), int8, picture)
 
-    def losses(self, tick: Callable[[], None] = lambda: None) -> list[Loss]:
-        """Measure which layers hurt most, after one `write`; largest gain first."""
+    def losses(self) -> list[Loss]:
+        """Measure which parts hurt most, after one `write`; largest gain first."""
         pictures = [image[None] for images in self._calibration for image in images][:PROBES]
         reference = ov.Core().compile_model(
             read_openvino(self._source, self._outputs), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
@@ -140,7 +140,7 @@ class Workshop:
             answer = reference(network_input(picture, self._spec))
             floats.append([np.array(answer[name]) for name in order])
         exclude = [*self._tail_onnx, *self._named]
-        return losses(self._calibrated("minmax"), self._spec, exclude, self._own, pictures, floats, tick)
+        return losses(self._calibrated("minmax"), self._spec, exclude, self._own, pictures, floats)
 
     def _floats(self, way: Way, spared: Sequence[str]) -> list[str]:
         attention = () if way.attention else self.attention
@@ -215,7 +215,7 @@ def choose(
         folders: list[Path] = []
 
         def attempt(way: Way) -> None:
-            spared = tuple(loss.layer for loss in layers[: way.spared])
+            spared = tuple(node for loss in layers[: way.spared] for node in loss.nodes)
             say(f"quantizing, {way}")
             folders.append(Path(aside) / str(len(tried)))
             folders[-1].mkdir()
@@ -226,7 +226,7 @@ def choose(
 
         for way in ALWAYS if shop.attention else ALWAYS[:1]:
             attempt(way)
-        say("measuring what each layer loses")
+        say("measuring what each part loses")
         layers += shop.losses()
         for way in CAREFUL:
             if min(a.worst for a in tried) <= max_drop:

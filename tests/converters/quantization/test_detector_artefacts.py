@@ -24,6 +24,7 @@ from converters.quantization.detector_artefacts import (  # noqa: E402
     write_fp16,
 )
 from converters.quantization.graphs import openvino_names, read_openvino, tail_onnx, tail_openvino  # noqa: E402
+from converters.quantization.losses import named_nodes  # noqa: E402
 from converters.quantization.quantize import to_openvino  # noqa: E402
 from converters.quantization.ways import Way, Workshop  # noqa: E402
 from edge.models.manifest import Manifest  # noqa: E402
@@ -184,22 +185,26 @@ def read_types(xml: Path) -> dict[str, str]:
 
 
 def test_name_that_matches_nothing_is_an_error(floats: Path, picture: np.ndarray) -> None:
-    with pytest.raises(QuantizeError, match=r"no node .'no such layer'. to keep in float"):
-        shop(floats, picture, named=["no such layer"])
+    with pytest.raises(QuantizeError, match=r"no layer 'model.99' to keep in float among 8[0-9]"):
+        shop(floats, picture, named=["model.99"])
 
 
 @pytest.mark.slow
-def test_losses_name_layers_that_can_be_named_again(floats: Path, picture: np.ndarray, tmp_path: Path) -> None:
+def test_losses_name_parts_that_can_be_named_again(floats: Path, picture: np.ndarray, tmp_path: Path) -> None:
     bench = shop(floats, picture)
     bench.write(tmp_path, Way())
     assert str(Path(__file__).parents[3]).encode() not in (tmp_path / "model.onnx").read_bytes()
-    layers = bench.losses()
-    assert all(loss.module.startswith("model.") for loss in layers)
-    gains = [loss.gain for loss in layers]
-    assert len(layers) == 8
+    parts = bench.losses()
+    gains = [loss.gain for loss in parts]
     assert gains == sorted(gains, reverse=True)
-    assert max(map(abs, gains)) > 1e-4, "some layer must matter"
-    assert openvino_names(read_openvino(floats / "model.onnx", OUTPUTS), [loss.layer for loss in layers])
+    assert max(map(abs, gains)) > 1e-4, "some part must matter"
+    names = [loss.part for loss in parts]
+    assert {"model.0", "model.10", "model.22", "model.23.one2one_cv2.0", "model.23.one2one_cv3.2"} <= set(names)
+    nodes = [node for loss in parts for node in loss.nodes]
+    assert len(nodes) == len(set(nodes)) > 70
+    model = onnx.load(floats / "model.onnx")
+    assert set(named_nodes(model, names)) >= set(nodes)
+    assert openvino_names(read_openvino(floats / "model.onnx", OUTPUTS), nodes)
 
 
 def test_tail_is_matched_by_exact_names_with_the_dfl(floats: Path) -> None:
