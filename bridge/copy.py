@@ -18,6 +18,7 @@ EPOCH_2000_MS = 946_684_800_000
 _SIZES = {"q": 8, "i": 4, "h": 2}
 _LENGTH = struct.Struct(">i")
 _INT8_OID = 20
+_ELEMENT = np.dtype([("length", ">i4"), ("value", ">i8")])
 Time = TypeVar("Time", int, NDArray[np.int64])
 
 
@@ -59,7 +60,7 @@ class Layout:
             fixed: one array (n,) per column; what does not fit is cut without a word, so look before.
             tails: the rest of each row, every value with its length before it (see `value`).
         """
-        rows = np.zeros(len(fixed[0]), self._dtype)
+        rows = np.empty(len(fixed[0]), self._dtype)
         rows["fields"] = self._template[0]
         for number, column in enumerate(fixed):
             rows[f"length {number}"] = self._template[1 + 2 * number]
@@ -84,7 +85,7 @@ def jsonb(text: bytes) -> bytes:
 
 def int8_array(numbers: NDArray[np.int64]) -> bytes:
     """Return a bigint[] as a parameter in binary."""
-    elements = np.zeros(len(numbers), np.dtype([("length", ">i4"), ("value", ">i8")]))
+    elements = np.empty(len(numbers), _ELEMENT)
     elements["length"], elements["value"] = 8, numbers
     if not len(numbers):
         return struct.pack(">iii", 0, 0, _INT8_OID)

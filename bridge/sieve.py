@@ -82,6 +82,8 @@ class Sieve:
 
     def keep(self, table: Table, fine: Mask, why: Callable[[int], str], reason: str = "invalid") -> Table:
         """Make dead letters of the rows that are not fine, and return the others."""
+        if fine.all():
+            return table
         for row in np.flatnonzero(~fine).tolist():
             self._bury(int(table["position"][row]), reason, why(row))
         return table.where(fine)

@@ -4,7 +4,7 @@ Lock the streams, sort out what is new, copy it in, count it, cover it. Rollups 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -188,13 +188,13 @@ class Transaction:
             refused = execute(sql.ENDED_BEFORE, keys | {"earliest": earliest}).fetchall()
             if refused:
                 rows.refuse_ends([place for (place,) in refused])
-            visits = self._insert("visits", rows.visits, rows.visit_rows(), careful=careful)
+            visits = self._insert("visits", rows.visits, rows.visit_rows, careful=careful)
             execute(sql.END_OPEN, keys)
         if len(rows.open):
             copy(self._connection, sql.COPY_OPEN, [rows.open_rows()])
             execute(sql.MERGE_OPEN, {"earliest": earliest})
-        self._insert("track_updates", rows.updates, rows.update_rows(), careful=careful)
-        presence = self._insert("presence", rows.presence, rows.presence_rows(), careful=careful)
+        self._insert("track_updates", rows.updates, rows.update_rows, careful=careful)
+        presence = self._insert("presence", rows.presence, rows.presence_rows, careful=careful)
         if superseded:
             execute(sql.CLOSE_OPEN, {"streams": superseded, "reason": int(EndReason.BOX_RESTARTED)})
         rollups.count(self._connection, visits, presence, rows.pairs)
@@ -207,12 +207,14 @@ class Transaction:
         elsewhere = len(rows.losses) + len(rows.dead) + len(rows.quarantined) + len(rows.erased)
         return sum(len(run) for run in runs) - elsewhere
 
-    def _insert(self, name: str, table: Table, packed: bytes, *, careful: bool) -> Table:
+    def _insert(self, name: str, table: Table, packed: Callable[[], bytes], *, careful: bool) -> Table:
         """Write rows and return those that were not there before; without care, one that was is an error."""
-        if not careful:
-            copy(self._connection, sql.COPY[name], [packed])
+        if not len(table):
             return table
-        copy(self._connection, sql.COPY[f"in_{name}"], [packed])
+        if not careful:
+            copy(self._connection, sql.COPY[name], [packed()])
+            return table
+        copy(self._connection, sql.COPY[f"in_{name}"], [packed()])
         written = set(self._connection.execute(sql.INSERT[name]).fetchall())
         keys = zip(table["stream"].tolist(), table["seq"].tolist(), strict=True)
         return table.where(np.array([key in written for key in keys], bool))
