@@ -83,7 +83,9 @@ def write_artefacts(net: Embedder, source: Input, calibration: NDArray[np.uint8]
     check_size(folder, MAX_BYTES)
 
 
-def write_bundle(net: Embedder, learnt: AlignedFaces, data: Path, folder: Path, *, how: str) -> Manifest:
+def write_bundle(
+    net: Embedder, learnt: AlignedFaces, data: Path, folder: Path, *, how: str, began: str = ""
+) -> Manifest:
     """Write the bundle and print its ID-rate tables; the landmark bundle must lie beside it.
 
     Args:
@@ -92,7 +94,9 @@ def write_bundle(net: Embedder, learnt: AlignedFaces, data: Path, folder: Path, 
         data: the data folder with the pairs to report on.
         folder: the bundle's folder, replaced as a whole.
         how: the command that trained it.
+        began: the bundle whose blocks the training started from.
     """
+    blocks = f"Its first blocks are those of {began}, whose data.json lists what they learnt from." if began else ""
     source, console = embedder_input(), Console()
     picked = np.random.default_rng(0).choice(len(learnt), min(len(learnt), CALIBRATION_PICTURES), replace=False)
     part = learnt.subset(sorted(picked.tolist()))
@@ -128,7 +132,7 @@ def write_bundle(net: Embedder, learnt: AlignedFaces, data: Path, folder: Path, 
             manifest,
             accuracy=tuple(lines),
             latency=latency(net.fused(), manifest, runtimes, command),
-            notes=f"{NOTES} {note}".strip(),
+            notes=" ".join(part for part in (NOTES, blocks, note) if part),
         )
         write_data_list(aside / DATA, lists, purposes)
         manifest = seal(aside, manifest)

@@ -389,7 +389,8 @@ def run(args: argparse.Namespace) -> int:
     from converters.bundles.embedder import write_bundle  # nncf and openvino, which training alone does not need
 
     how = f"{command_line(plan)}, {state.epoch} epochs done"
-    write_bundle(state.average, learn, args.data, args.bundle, how=how)
+    began = plan.init.parent.name if plan.init else ""
+    write_bundle(state.average, learn, args.data, args.bundle, how=how, began=began)
     return 0
 
 
