@@ -102,6 +102,8 @@ class Publisher:
         self._health_new = False
         self._health_s = self._birth_s = float("-inf")
         self._birth_mid: int | None = None
+        self._birth_answered = False  # a bridge has said what it holds of this life (P23)
+        self._birth_wait_s = settings.delivery.resend_s
         self._birth_known = False  # the broker has once had our birth
         self._echoes = False  # we are allowed to hear our own health
         self._unheard_s: float | None = None  # when we said what we have not heard yet
@@ -197,6 +199,7 @@ class Publisher:
         if self._twins.listening(now_s) != self._listener:
             self._change_link()
         self._send(now_s)
+        self._repeat_birth(now_s)
         self._say_health(now_s)
         self._check_ears(now_s)
         self.status = self._status(now_s)
@@ -218,6 +221,7 @@ class Publisher:
             case _Up(generation, window):
                 self._generation = generation
                 if not self._listener:
+                    self._birth_wait_s = self._settings.delivery.resend_s
                     self._be_born(generation)
                     self._delivery.connected(max(1, window - 2))  # births are messages too
                 self._health_s, self._unheard_s = float("-inf"), None
@@ -240,6 +244,8 @@ class Publisher:
                 ack = decode_ack(message.payload)
                 if ack.database == self._settings.database.bytes:
                     self._outbox.cover(self._settings.database, ack.covered, now_s, complete=ack.complete)
+                    ours = any(covered.stream == self._settings.stream for covered in ack.covered)
+                    self._birth_answered |= ack.complete and ours and not message.retain
                     self._delivery.acked(now_s)
                     self._acked_at_s = self._acked_at_s if message.retain else now_s
             elif message.topic == self._topics["state"]:
@@ -293,9 +299,18 @@ class Publisher:
             self._delivery.sent(row, mid, now_s)
 
     def _be_born(self, generation: int) -> None:
-        self._birth_s = time.monotonic()
+        self._birth_s, self._birth_answered = time.monotonic(), False
         birth = self._state("online", "")
         self._birth_mid = self._link.publish(self._topics["state"], birth, qos=1, retain=True, generation=generation)
+
+    def _repeat_birth(self, now_s: float) -> None:
+        """Say a birth again that no bridge has answered: a broker whose queue is full drops it, and says it was taken.
+
+        Without it the events of this life would pass for those of an older one (P28).
+        """
+        if not self._birth_answered and now_s - self._birth_s >= self._birth_wait_s and self._may_send():
+            self._birth_wait_s = min(2 * self._birth_wait_s, self._settings.delivery.resend_most_s)
+            self._be_born(self._generation)
 
     def _say_health(self, now_s: float) -> None:
         due_s = self._health_s + (SETTLE_S if self._health_new else self._settings.heartbeat_s)

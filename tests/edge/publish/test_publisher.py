@@ -380,6 +380,21 @@ def test_p27_a_box_that_hears_its_own_death_says_that_it_lives(broker: Mosquitto
         assert msgspec.json.decode(heard[-1].payload, type=BoxState).state == "online"
 
 
+def test_p26_birth_that_no_bridge_answers_is_said_again_until_one_does(
+    broker: Mosquitto | Amqtt, tmp_path: Path
+) -> None:
+    delivery = DeliverySettings(resend_s=0.3)
+    with Centre(broker.port, "3.1.1") as centre, a_box(tmp_path, broker.port, "3.1.1", delivery=delivery):
+        until(lambda: len(centre.states) >= 3)
+        assert {state.state for state in centre.states} == {"online"}
+        answer = encode_ack(DATABASE, (Covered(7, 0),), complete=True)
+        centre.link.publish(topic(SITE, BOX, "ack"), answer, qos=1, retain=True)
+        time.sleep(0.5)  # what was under way
+        said = len(centre.states)
+        time.sleep(3.0)  # the next one would have been due
+        assert len(centre.states) == said
+
+
 def test_p30_health_goes_each_heartbeat_and_on_change(broker: Mosquitto | Amqtt, tmp_path: Path) -> None:
     name = topic(SITE, BOX, "health")
     with a_voice(broker.port, "3.1.1", name) as (_, heard), a_box(tmp_path, broker.port, "3.1.1") as box:
