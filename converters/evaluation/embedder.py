@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -244,7 +243,7 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
 def table(title: str, found: Sequence[Report]) -> Table:
     """Return the ID-rate table; a rate finer than the impostor pairs can show is marked."""
     grid = Table(
-        title=title, caption="* no false alarm at all: too few impostor pairs to tell", box=SIMPLE, padding=(0, 1, 0, 0)
+        title=title, caption="* no false alarm at all: too few impostor pairs to tell", box=None, padding=(0, 1, 0, 0)
     )
     for column in ("set", "pics", "same", "others", "AUC", *(f"{rate:g}" for rate in FALSE_RATES)):
         grid.add_column(column, justify="left" if column == "set" else "right", no_wrap=True)
