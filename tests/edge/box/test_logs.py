@@ -1,4 +1,4 @@
-"""Log lines carry fields, repeats are counted, secrets are not said; with systemd-python, without, and on a terminal."""
+"""Log lines carry fields, repeats are counted, secrets stay unsaid; with systemd-python, without, on a terminal."""
 
 import logging
 import os
