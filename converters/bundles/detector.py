@@ -289,7 +289,7 @@ def accuracy_lines(manifest: Manifest, table: Mapping[str, Mapping[str, Report]]
 
 def latency_lines(manifest: Manifest, runtimes: Mapping[str, Runtime]) -> list[Measurement]:
     """Measure all artefacts in turn, pixels in, outputs out: the time that passes and the time of all threads."""
-    command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA --threads {THREADS}"
+    command = f"facefleet-convert detector models_int8/{manifest.name}/checkpoint.pt --latency"
     times = in_turn(runtimes, golden_pictures(manifest.input.width)[0])
     lines = []
     for name, time in times.items():

@@ -7,7 +7,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from converters.bundles.package import DATA, open_runtimes
 from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, yolo_folder
 from converters.errors import ConvertError
 from converters.evaluation import plots
+from converters.evaluation.latency import in_turn
 from converters.nets.yolov10 import Exported, YOLOv10, load_weights
 from edge.geometry import area, iou
 from edge.models.bundle import Bundle
@@ -204,24 +204,6 @@ def counts(pictures: Sequence[Scored], threshold: float) -> tuple[int, int, int]
     return true, found, faces
 
 
-def latency_ms(runtimes: Mapping[str, Runtime], image: NDArray[np.uint8], rounds: int = 60) -> dict[str, float]:
-    """Return the median milliseconds of each runtime, measured in turn so that a busy machine is unfair to none.
-
-    Args:
-        runtimes: by name.
-        image: (1, H, W, 3) uint8 BGR of the network's size.
-        rounds: of one inference each, after five to warm up.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runtimes}
-    for turn in range(rounds + 5):
-        for name, runtime in runtimes.items():
-            began = time.perf_counter()
-            runtime.infer(image)
-            if turn >= 5:
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 SETS: dict[str, Callable[[Path], Iterable[Sample]]] = {
     "face_mask/test": lambda data: face_mask(data, "test"),
     "face_mask/val": lambda data: face_mask(data, "val"),
@@ -307,14 +289,14 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
             runtimes = float_runtimes(bundle, Path(aside), args.threads) | runtimes
         found = detections(runtimes, bundle.manifest, samples_of(args.data, unseen(bundle.folder)))
         source = bundle.manifest.input
-        times = latency_ms(runtimes, np.full((1, source.height, source.width, 3), 114, np.uint8))
+        times = in_turn(runtimes, np.full((1, source.height, source.width, 3), 114, np.uint8))
     table = {a: {name: report(scored, threshold) for name, scored in sets.items()} for a, sets in found.items()}
     console = Console()
     show(table, console)
-    console.print("median ms: " + "  ".join(f"{name} {ms:.2f}" for name, ms in times.items()))
+    console.print("median ms (of rounds), CPU ms: " + "  ".join(f"{n} {t}, {t.cpu:.2f}" for n, t in times.items()))
     draw(found, args.out / "pr.png", bundle.manifest.name)
     plain = {a: {name: asdict(r) for name, r in reports.items()} for a, reports in table.items()}
-    return {"accuracy": plain, "latency_ms": times}
+    return {"accuracy": plain, "latency_ms": {n: asdict(t) for n, t in times.items()}}
 
 
 def draw(found: Mapping[str, Mapping[str, Sequence[Scored]]], path: Path, title: str) -> None:
