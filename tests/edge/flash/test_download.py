@@ -139,8 +139,11 @@ def test_a_redirect_away_from_https_is_refused(scheme: str, desk: Desk, box: Box
     offer = server.offer(desk.made(2).path, 2, url=f"{server.url}/moved")
     server.redirects["/moved"] = f"{scheme}://127.0.0.1:{free_port()}/2.ffbundle"
     said = refused(offer, box, server.ca)
-    assert f"redirected to {scheme}://127.0.0.1" in said or "is not allowed" in said
-    assert "expected https" in said or "is not allowed" in said
+    if scheme == "file":
+        assert "HTTP 302" in said, "urllib follows it to no file by itself"
+    else:
+        assert f"redirected to {scheme}://127.0.0.1" in said
+        assert "expected https" in said
 
 
 def test_more_bytes_than_were_offered_are_not_even_fetched(desk: Desk, box: Box, server: Server) -> None:
@@ -162,7 +165,7 @@ def test_other_bytes_than_were_offered_are_refused(desk: Desk, box: Box, server:
 def test_a_bundle_that_is_gone_is_named(desk: Desk, box: Box, server: Server) -> None:
     offer = server.offer(desk.made(2).path, 2, url=f"{server.url}/gone?token=secret")
     said = refused(offer, box, server.ca)
-    assert f"{server.url}/gone cannot be fetched (HTTP Error 404" in said
+    assert f"{server.url}/gone cannot be fetched (HTTP 404" in said
     assert "secret" not in said
 
 
