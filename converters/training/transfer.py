@@ -183,22 +183,23 @@ def left_out(features: Floats, face: NDArray[np.int64], album: Album) -> Floats:
 
 
 def calibrated(logits: Floats, truth: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the temperature that makes probabilities honest, and the score threshold.
+    """Return the temperature that makes probabilities honest, and the score threshold; all classes weigh the same.
 
-    The threshold is the lowest, from 0.5 on, above which RIGHT of the answers are right, as long as half of the faces
-    still get one.
+    The threshold is the lowest, from 0.5 on, above which RIGHT of the answers of every label are right (one stranger
+    in ten taken for me is no small matter because strangers are many), as long as half of every class gets an answer.
     """
-    temperatures = np.geomspace(0.25, 16, 49)
-    temperature = float(min(temperatures, key=lambda t: _surprise(logits / t, truth)))
+    temperature = float(min(np.geomspace(0.25, 16, 49), key=lambda t: _surprise(logits / t, truth)))
     chances = _softmax(logits / temperature)
-    sure, right = chances.max(axis=1), chances.argmax(axis=1) == truth
+    sure, answers = chances.max(axis=1), chances.argmax(axis=1)
+    best = 0.5
     for threshold in np.arange(0.5, 0.96, 0.01):
         answered = sure >= threshold
-        if answered.mean() < LEAST_ANSWERED:
+        if min(answered[truth == k].mean() for k in np.unique(truth)) < LEAST_ANSWERED:
             break
-        if right[answered].mean() >= RIGHT:
-            return temperature, round(float(threshold), 2)
-    return temperature, max(0.5, round(float(np.quantile(sure, 1 - LEAST_ANSWERED)), 2))
+        best = round(float(threshold), 2)
+        if min((truth[answered & (answers == k)] == k).mean() for k in np.unique(answers[answered])) >= RIGHT:
+            break
+    return temperature, best
 
 
 def _softmax(logits: Floats) -> Floats:
@@ -207,7 +208,9 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _surprise(logits: Floats, truth: NDArray[np.int64]) -> float:
-    return float(-np.log(_softmax(logits)[np.arange(len(truth)), truth] + 1e-9).mean())
+    """Return the cross-entropy, the mean of the classes'."""
+    each = -np.log(_softmax(logits)[np.arange(len(truth)), truth] + 1e-9)
+    return float(np.mean([each[truth == k].mean() for k in np.unique(truth)]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

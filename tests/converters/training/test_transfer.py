@@ -111,6 +111,14 @@ def test_threshold_is_half_where_all_is_sure_and_higher_where_half_sure_answers_
     assert threshold > 0.5
 
 
+def test_few_strangers_taken_for_me_raise_the_threshold_however_many_strangers_there_are() -> None:
+    truth = np.array([0] * 8 + [1] * 400)
+    logits = np.where(truth[:, None] == [0, 1], 3.0, -3.0).astype(np.float32)
+    logits[8:14] = [0.4, -0.4]  # six strangers in 400 look a little like me
+    temperature, threshold = calibrated(logits, truth)
+    assert threshold > 1 / (1 + np.exp(-0.8 / temperature)) - 0.01
+
+
 def test_every_face_is_judged_by_a_head_that_saw_neither_it_nor_its_person(keras_head: Path, tmp_path: Path) -> None:
     """With labels drawn at random nothing can be learnt: a head that had seen the face would still be right."""
     folder = tmp_path / "noise"
