@@ -251,7 +251,7 @@ class Box(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: str = "/var/lib/facefleet"
     credentials_dir: str | None = None
     devices: Annotated[tuple[Literal["NPU", "GPU", "CPU"], ...], Meta(min_length=1)] = ("CPU",)
-    threads: Annotated[int, Meta(ge=0, le=256, description="inference threads; 0: all cores")] = 0
+    threads: Annotated[int, Meta(ge=0, le=256, description="of the detector; 0: half of the cores, others decode")] = 0
     mqtt: Mqtt = Mqtt()
     outbox: OutboxConfig = OutboxConfig()
     presence_s: Annotated[int, Meta(ge=1, le=3600, description="grid of the presence counts")] = 60

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edge.assembly import find_bundle, source_spec
+from edge.assembly import find_bundle, model_threads, source_spec
 from edge.box import facts
 from edge.capture.sources import probe
 from edge.config import LoadedConfig
@@ -104,7 +104,7 @@ def _model(config: LoadedConfig, name: str) -> str:
     loaded = load_model(
         bundle,
         config.box.devices,
-        threads=config.box.threads,
+        threads=model_threads(config, bundle.manifest.task),
         cache_dir=config.state_dir / "cache" if config.state_dir.is_dir() else None,
         log=lambda _: None,
     )

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from edge.assembly import build_pipeline, load_models
 from edge.cli import main
 from edge.config import LoadedConfig, load_box
 from edge.flash.portable import gather
+from edge.models.bundle import Bundle
+from edge.models.runtime import Loaded, load_model
 from edge.track.landmarks import Landmarks
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models_int8"
@@ -41,6 +44,22 @@ def test_without_landmarks_in_the_config_none_are_loaded(tmp_path: Path) -> None
     models = load_models(config, log=lambda _: None)
     assert models.landmarks is None
     assert "landmarks" not in models.health()
+
+
+@pytest.mark.parametrize(("said", "cores", "threads"), [(0, 1, 1), (0, 2, 1), (0, 8, 4), (3, 2, 3)])
+def test_half_of_the_cores_detect_and_students_never_wait_for_a_second_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: int, cores: int, threads: int
+) -> None:
+    asked: dict[str, int] = {}
+
+    def watched(bundle: Bundle, devices: Sequence[str], *, threads: int, **more: Any) -> Loaded:
+        asked[bundle.manifest.task] = threads
+        return load_model(bundle, devices, threads=threads, **more)
+
+    monkeypatch.setattr("edge.assembly.load_model", watched)
+    monkeypatch.setattr("edge.assembly._cores", lambda: cores)
+    load_models(box(tmp_path, threads=said, landmarks="landmarks-student"), log=lambda _: None)
+    assert asked == {"detector": threads, "classifier": 1, "landmarks": 1}
 
 
 def test_landmarks_of_the_config_reach_the_heads_and_the_health_message(tmp_path: Path) -> None:
