@@ -24,8 +24,19 @@ CALM_SHARE = 0.08  # of the frame at its top, where no face goes: the benchmark 
 
 
 def surest_face(bundles: Iterable[Bundle]) -> Image:
-    """Return the face that its own detector is surest of: golden pictures may be tinted until colours matter."""
-    return golden_face(max(bundles, key=lambda bundle: max(_golden_found(bundle).score, default=0.0)))
+    """Return the face that its own detector is surest of, in natural colours."""
+    return untinted(golden_face(max(bundles, key=lambda bundle: max(_golden_found(bundle).score, default=0.0))))
+
+
+def untinted(picture: Image) -> Image:
+    """Return (h, w, 3) uint8 with every channel stretched to the same range; one that is flat stays as it is.
+
+    Golden pictures are tinted until swapped colours are noticed: on a tinted face detectors are unsure of themselves.
+    """
+    low, high = np.percentile(picture, (1, 99), axis=(0, 1))
+    flat = high - low < 1
+    scaled = (picture - low) / np.where(flat, 1.0, high - low) * 235 + 10
+    return np.where(flat, picture, np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 def golden_face(bundle: Bundle) -> Image:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from edge.assembly import load_models
 from edge.bench import FIGURES, SHIPPED, STAGES, bench, made_clips, measure_all, ratio, show
-from edge.box.made_scene import Scene, golden_face
+from edge.box.made_scene import Scene, golden_face, untinted
 from edge.box.measurement import Rig, prepared
 from edge.config import LoadedConfig, load_box
 from edge.errors import EdgeError, ModelError
@@ -111,6 +111,14 @@ def test_scene_comes_round_and_always_shows_as_many_faces() -> None:
     for at_s in np.arange(0, 4, 0.25):
         red = (scene.frame(float(at_s)) == (0, 0, 255)).all(axis=2)
         assert _islands(red) == 3
+
+
+def test_a_tint_is_taken_off_and_a_flat_channel_left_alone() -> None:
+    natural = np.linspace(0, 255, 30 * 20 * 3).reshape(30, 20, 3).astype(np.uint8)
+    tinted = (natural * (0.6, 1.0, 0.4) + (0, 0, 60)).astype(np.uint8)
+    assert np.ptp(untinted(tinted).mean(axis=(0, 1))) < 5 < np.ptp(tinted.mean(axis=(0, 1)))
+    natural[..., 1] = 7
+    assert (untinted(natural)[..., 1] == 7).all()
 
 
 def test_golden_picture_without_a_face_asks_for_a_clip(bundles: BundleMaker) -> None:
