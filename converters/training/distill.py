@@ -26,7 +26,6 @@ from converters.bundles.foreign_arguments import UNKNOWN
 from converters.checkpoints.network import Told, crop_network, inferred
 from converters.checkpoints.onnx import cut_activation, prepared, single_output
 from converters.data.album import Album
-from converters.data.augment_faces import centred
 from converters.errors import CheckpointError, ConvertError
 from converters.nets.student import WIDTHS, Student, parameters
 from converters.quantization.quantize import export_onnx, network_input
@@ -138,18 +137,22 @@ def distillation_loss(logits: Tensor, answers: Tensor, truth: Tensor, alpha: flo
     return alpha * hard + (1 - alpha) * temperature**2 * F.kl_div(said, told, reduction="batchmean", log_target=True)
 
 
+def box_crops(album: Album, margin: float, size_px: int) -> Sequence[Tensor]:
+    """Return batches of (n, 3, size, size) float32 RGB crops in [0, 1], cut exactly as a box cuts them."""
+    crops = album.faces.crops(margin, size_px)[..., ::-1].transpose(0, 3, 1, 2)
+    return (torch.from_numpy(crops.astype(np.float32)) / 255).split(FOLD)
+
+
 def logits_of(student: Student, album: Album, margin: float, size_px: int) -> Floats:
-    """Return (N, classes) float32 for centred crops, in FP32."""
+    """Return (N, classes) float32 for the album's faces, in FP32."""
     student.eval()
     with torch.inference_mode():
-        batches = torch.from_numpy(album.faces.pictures).split(FOLD)
-        return torch.cat([student(centred(batch, size_px, margin)) for batch in batches]).numpy()
+        return torch.cat([student(batch) for batch in box_crops(album, margin, size_px)]).numpy()
 
 
 def teacher_logits(teacher: Teacher, album: Album, margin: float, size_px: int) -> Floats:
     """Return the teacher's (N, classes) float32 for the same crops."""
-    batches = torch.from_numpy(album.faces.pictures).split(FOLD)
-    return torch.cat([teacher(centred(batch, size_px, margin)) for batch in batches]).numpy()
+    return torch.cat([teacher(batch) for batch in box_crops(album, margin, size_px)]).numpy()
 
 
 def accuracies(logits: Floats, truth: NDArray[np.int64]) -> tuple[float, float]:
