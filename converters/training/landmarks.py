@@ -225,9 +225,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--bundle", type=Path, default=Path("models_int8/landmarks-student"), help="what is written")
     parser.add_argument("--cache", type=Path, default=Path("out/faces"), help="where prepared faces are kept")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="length of the schedule (default %(default)s)")
-    parser.add_argument(
-        "--minutes", type=float, default=1e9, help="finish the schedule after so long instead"
-    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="finish the schedule after so long instead")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="highest learning rate (default %(default)s)")
     parser.add_argument(
         "--margin", type=float, default=Plan.margin, help="crop margin (default %(default)s of the box)"
