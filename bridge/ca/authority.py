@@ -256,15 +256,19 @@ class Authority:
         return register.hosts[0], register.port
 
     def serving(self, now: datetime) -> tuple[Path, Path]:
-        """Return certificate and key with which `ca serve` goes to the broker; made when they are missing or end."""
+        """Return certificate and key with which `ca serve` goes to the broker; made when they are missing or end.
+
+        Where the certificate is not the newest one issued, the power went between the two, or `ca renew` was run.
+        """
         key, certificate = self.folder / "serve.key", self.folder / "serve.pem"
         with self._changing() as register:
             newest = max((i.until for i in register.issued.get(SERVE.user, ()) if not i.revoked), default=now)
-        if not key.is_file() or not certificate.is_file() or newest < now + timedelta(days=RENEW_DAYS):
+        whole = key.is_file() and certificate.is_file() and certificate.read_bytes() == self._issued(SERVE).read_bytes()
+        if not whole or newest < now + timedelta(days=RENEW_DAYS):
             made, asked = request(SERVE)
             chain = self.enroll(SERVE, asked, now)
             write(key, made, mode=0o600)
-            write(certificate, chain)
+            write(certificate, chain)  # last: it says that all of this was done
         return certificate, key
 
     def keep(self, now: datetime) -> tuple[Path, Path]:

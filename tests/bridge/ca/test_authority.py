@@ -197,3 +197,23 @@ def test_enrolling_the_same_key_again_leaves_the_certificate_it_has_good_until_t
     assert serials(folder) == set()
     made.enroll(name, box_request(tmp_path / "new", "munich", "lobby-1").read_bytes(), NOW)
     assert len(serials(folder)) == 2, "another key locks the one before out"
+
+
+@pytest.mark.parametrize("since", ["cut before its files", "cut between its files", "renewed by hand"])
+def test_who_answers_goes_to_the_broker_with_the_newest_certificate_and_its_key(folder: Path, since: str) -> None:
+    there, now = Authority(folder), authority.now()
+    pem, key = there.serving(now)
+    if since == "renewed by hand":
+        there.renew([authority.SERVE], now, within_days=45)
+    else:
+        made, asked = authority.request(authority.SERVE)
+        there.enroll(authority.SERVE, asked, now)  # which revokes the one in serve.pem
+        if since == "cut between its files":
+            authority.write(key, made, mode=0o600)
+    assert there.serving(now) == (pem, key)
+    shown = x509.load_pem_x509_certificate(pem.read_bytes())
+    assert certificate.read_key(key.read_bytes()).public_key() == shown.public_key()
+    crl = x509.load_pem_x509_crl((there.broker_folder / "crl.pem").read_bytes())
+    assert crl.get_revoked_certificate_by_serial_number(shown.serial_number) is None
+    whole = pem.read_bytes()
+    assert there.serving(now)[0].read_bytes() == whole, "one that is whole stays"
