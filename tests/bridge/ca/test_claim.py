@@ -151,6 +151,7 @@ def test_a_box_enrolls_is_born_and_its_claim_is_worth_nothing_any_more(answered:
 def test_a_power_cut_at_any_step_leads_to_a_box_that_is_or_can_be_enrolled(
     step: str, answered: Site, tmp_path: Path
 ) -> None:
+    """P45."""
     name = f"cut-{step.replace(' ', '-')}"
     config = box(tmp_path, answered, name)
     answered.claim(f"munich/{name}", config.own_tls_dir / "claim.pem")
@@ -294,6 +295,7 @@ def test_a_request_for_another_box_is_refused(claimed: Claimed, tmp_path: Path) 
 
 
 def test_a_broker_cannot_put_its_own_key_into_a_request(claimed: Claimed) -> None:
+    """P44."""
     honest = claimed.request()
     forged = msgspec.structs.replace(honest, csr=claimed.csr("brokers").decode())
     claimed.refused(forged, "not signed by the key of the certificate shown")
