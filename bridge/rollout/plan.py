@@ -14,7 +14,6 @@ from edge.wire import FlashReport, check_id
 
 State = Literal["waiting", "offered", "taken", "committed", "rolled_back", "refused", "silent"]
 FAILED: tuple[State, ...] = ("rolled_back", "refused", "silent")
-FINAL: tuple[State, ...] = ("committed", *FAILED)
 SUFFIX = ".ffbundle"
 # The head of a bundle file (edge/flash/archive.py): magic 8, key id 16, signature 64, length of the manifest 4.
 MAGIC, LENGTH_AT, MAX_MANIFEST_BYTES = b"FFBUNDL1", 88, 256 << 10

@@ -181,10 +181,6 @@ class Delivery:
             self._advance(row)
         return row
 
-    def next_due_s(self) -> float | None:
-        """Return when the next resend is due, on the clock of `now_s`; None when nothing waits for an ack."""
-        return self._due[0][0] if self._due else None
-
     def _overdue(self, now_s: float) -> Row | None:
         while self._due and self._due[0][0] <= now_s:
             due_s, key = heapq.heappop(self._due)
