@@ -441,13 +441,14 @@ class Outbox:
 
     def _unsent(self, most: int) -> list[tuple[Row, Batch]]:
         """Return this life's newest batches that nobody has seen (P12), of `most` events in all, oldest first."""
-        last = self._here.last
+        last = end = self._here.last
         found: list[tuple[Row, Batch]] = []
         for row in reversed(self._file.rows(self._here.place, max(1, last - most + 1), last)):
             raw = self._file.payload(row) if row.first > self._sent else None
-            if raw is None or last - row.first + 1 > most or (found and row.last + 1 != found[-1][0].first):
+            if raw is None or last - row.first + 1 > most or row.last != end:  # a hole's numbers belong to its loss
                 break
             found.append((row, decode_batch(raw)))
+            end = row.first - 1
         return found[::-1]
 
     def _batches(self, part: Sequence[Stamped], first_seq: int) -> list[Batch]:

@@ -18,6 +18,7 @@ import pytest
 from edge.errors import OutboxError
 from edge.publish.clock import BoxClock, MediaClock
 from edge.publish.outbox import DOUBT_S, GATHER_ROWS, TIDY_S, Outbox
+from edge.publish.outbox_file import salvage
 from edge.publish.ranges import Ranges
 from edge.wire import Clock, Covered, Ended, Head, Loss, LossReason, Presence, Vocabulary, decode_batch
 
@@ -511,6 +512,25 @@ def test_damage_met_while_running_keeps_the_numbers_of_the_stream(make: Make, tm
     kept = Ranges(held(outbox))
     assert list(lost | kept) == [(1, outbox.state.accepted)]
     assert (tmp_path / "outbox.db.damaged-1").exists()
+
+
+def test_p10_what_gathers_after_damage_takes_no_number_that_a_loss_has(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_newest(aside: Path) -> Any:
+        streams, batches = salvage(aside)
+        return streams, sorted(batches, key=lambda found: found[0].key)[:-5]
+
+    monkeypatch.setattr("edge.publish.outbox.salvage", without_the_newest)
+    outbox = make()
+    fill(outbox, 40)
+    outbox.gather = True
+    outbox._suspect = sqlite3.DatabaseError("database disk image is malformed")
+    outbox._suspect.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    fill(outbox, 2, now_s=40.0)
+    kept = held(outbox)
+    assert losses(outbox) == [Loss(outbox.stream, 36, 40, LossReason.DAMAGED)]
+    assert [seq for first, last in kept for seq in range(first, last + 1)] == [*range(1, 36), *range(41, 44)]
 
 
 def test_a_batch_whose_bytes_were_spoilt_becomes_a_loss_and_is_not_sent(make: Make) -> None:
