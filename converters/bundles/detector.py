@@ -73,8 +73,8 @@ MAX_DROP = 0.5
 JUDGED = ("face_mask/val", "face_mask/test")
 LICENCE = (
     "Apache-2.0 (weights); trained on pictures under CC0 as declared by their uploader (face_mask), CC BY 4.0 (mik1i: "
-    "Mohamed Traore and Justin Brady; FairFace: Karkkainen & Joo; sample-videos: Intel; Young Adult White Faces: DeBruine & Jones) and MIT "
-    "(LivePortrait examples)"
+    "Mohamed Traore and Justin Brady; FairFace: Karkkainen & Joo; sample-videos: Intel; Young Adult White Faces: "
+    "DeBruine & Jones) and MIT (LivePortrait examples)"
 )
 Artefact = Literal["source", "fp32", "int8_onnx", "int8_openvino", "fp16_openvino"]
 
