@@ -169,10 +169,13 @@ def with_splits(pictures: Sequence[Picture], share: float, val_share: float = 0.
         val_share: of a label's pictures to choose thresholds on.
 
     Raises:
-        ConvertError: all pictures of a label show one person, who cannot be on both sides.
+        ConvertError: all pictures of a label show one person, who cannot be on both sides; or only some have a split.
     """
-    if all(picture.split for picture in pictures):
+    given = sum(picture.split is not None for picture in pictures)
+    if given == len(pictures):
         return list(pictures)
+    if given:
+        raise ConvertError(f"{given} of {len(pictures)} pictures have a split; give every row of the CSV one, or none")
     splits: dict[str, Split] = {}
     for label in dict.fromkeys(picture.label for picture in pictures):
         people = Counter(picture.person for picture in pictures if picture.label == label)

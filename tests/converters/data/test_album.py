@@ -145,3 +145,9 @@ def test_the_shipped_detector_finds_a_portrait_face_even_where_it_fills_the_pict
     assert tight is not None
     assert tight[2] - tight[0] > 60
     assert find(np.full((200, 200, 3), 127, np.uint8)) is None
+
+
+def test_a_split_for_some_pictures_only_is_refused(tmp_path: Path) -> None:
+    some = [Picture(tmp_path / "a.png", "me", "a", "test"), Picture(tmp_path / "b.png", "other", "b")]
+    with pytest.raises(ConvertError, match="1 of 2 pictures have a split; give every row of the CSV one, or none"):
+        with_splits(some, 0.25)
