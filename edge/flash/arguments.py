@@ -21,7 +21,10 @@ def add_verbs(add: Add) -> None:
 
 def _bundle(add: Add) -> None:
     bundle = add(
-        "bundle", _late("bundle"), "Build, show or verify a bundle: one signed file for one box.", "build lobby.yaml"
+        "bundle",
+        _late("bundle"),
+        "Build, show or verify a bundle: one signed file that brings a box its config, or boxes their program.",
+        "build lobby.yaml",
     )
     bundle.add_argument("action", choices=("build", "show", "verify"))
     bundle.add_argument("file", type=Path, help="build: the box's YAML, or wheels; show, verify: the bundle")

@@ -27,8 +27,8 @@ from edge.flash.slots import Outcome, Result, Slots, remove
 from edge.flash.updater import Parcel, Step, Updater
 from edge.install import wheels
 from edge.install.program import Programs, assemble, packages
+from edge.install.wheels import PROJECT
 
-PROJECT = "facefleet"
 ROLE = "edge"
 
 Try = Callable[[Path, Path, Iterable[str], tuple[int, int]], None]

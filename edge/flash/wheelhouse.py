@@ -13,8 +13,7 @@ from edge.flash.manifest import ANY_CLASS, Manifest
 from edge.flash.portable import Contents
 from edge.flash.slots import SUFFIX
 from edge.install import wheels
-
-PROJECT = "facefleet"
+from edge.install.wheels import PROJECT
 
 
 def build(

@@ -22,6 +22,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from edge.errors import FlashError
 
+PROJECT = "facefleet"
 MAX_MEMBERS = 50_000
 DATA = ("purelib", "platlib", "data")  # of NAME.data/; scripts and headers are nothing a box runs
 CHUNK_BYTES = 1 << 20
