@@ -223,6 +223,10 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     course, console = _course(args), Console()
     album = album_of(args.data, args, console, VAL_SHARE)
+    if not len(album.split("val").truth):
+        raise ConvertError(
+            f"{args.data}: no faces to choose the score threshold on; add pictures, or some of the split val"
+        )
     teacher = _teacher(args, album.labels)
     tests = album.split("test")
     console.print(f"{album.split('train').counts()} to learn from, {tests.counts()} held out")

@@ -141,13 +141,14 @@ def test_student_learns_from_the_teachers_answers_alone(
         pytest.param("teacher", "not a valid ONNX file", id="teacher that is not what it claims"),
         pytest.param("none", "no such file", id="no teacher"),
         pytest.param("few", "expected at least 3 and 1", id="too few pictures"),
+        pytest.param("val", "no faces to choose the score threshold on", id="none for the threshold"),
     ],
 )
 def test_bad_input_is_named_and_leaves_no_bundle(
     case: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, more = colour_teacher(tmp_path / "t.h5"), ["--epochs", "1"]
-    folder = paint(tmp_path / "faces", 2 if case == "few" else 8)
+    folder = paint(tmp_path / "faces", {"few": 2, "val": 4}.get(case, 8))
     match case:
         case "count":
             more += ["--teacher-labels", "red,green"]
