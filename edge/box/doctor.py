@@ -75,9 +75,7 @@ def _journal() -> Finding:
     try:
         from systemd import journal
     except ImportError:
-        return Finding(
-            "systemd-python", True, 'not installed, not needed; "facefleet[journal]" adds fields to the journal'
-        )
+        return Finding("systemd-python", True, "not installed, not needed: the journal hears the same without it")
     return Finding("systemd-python", True, f"journal handler {journal.JournalHandler.__name__}")
 
 
