@@ -18,20 +18,21 @@ from pathlib import Path
 import msgspec
 
 from edge.box import keystore
-from edge.box.status import read_status
-from edge.errors import EdgeError
+from edge.errors import EdgeError, OutboxError
 from edge.flash.slots import remove, write_durably
 from edge.install import program, users
+from edge.publish import outbox_file
 
 RECORD = program.HOME / "installed.json"
 UNITS, WANTS = Path("usr/local/lib/systemd/system"), Path("etc/systemd/system")
 STATE = Path("var/lib/facefleet")
+AT_BOOT = "facefleet-recover.service"  # it ends before the others begin
 ROLES = {
     "edge": (
         "facefleet-edge.service",
         "facefleet-enroll.path",
         "facefleet-enroll.service",
-        "facefleet-recover.service",
+        AT_BOOT,
         "facefleet-spool.path",
         "facefleet-spool.service",
     ),
@@ -136,6 +137,8 @@ def uninstall(root: Path, say: Say, *, purge: bool = False) -> None:
 def reset(root: Path, say: Say, *, discard_events: bool = False) -> None:
     """Let a box forget who it is: config, secrets, keys, certificate, events. The program stays.
 
+    The box is stopped before its events are counted: while it runs, there may be one more. A refusal starts it again.
+
     Args:
         root: of the system.
         say: told what was done.
@@ -147,12 +150,16 @@ def reset(root: Path, say: Say, *, discard_events: bool = False) -> None:
     record, state = _record(root), root / STATE
     if record is None or record.role != "edge":
         raise EdgeError(f"{root} has no box installed: there is nothing to reset")
-    waiting = _undelivered(state)
-    if waiting and not discard_events:
-        raise EdgeError(f"{waiting} in {state / 'outbox.db'}; let them be delivered first, or say --discard-events")
+    if _live(root):
+        _systemctl("stop", *(unit for unit in ROLES["edge"] if unit != AT_BOOT))
     try:
-        if _live(root):
-            _systemctl("stop", *(unit for unit in ROLES["edge"] if unit != "facefleet-recover.service"))
+        if not discard_events:
+            _nothing_waits(state / "outbox.db")
+    except EdgeError:
+        if _live(root):  # an update that was stopped with it is taken back, as after a power cut
+            _systemctl("start", AT_BOOT, *(unit for unit in ROLES["edge"] if unit in STARTED))
+        raise
+    try:
         for entry in state.iterdir():
             if entry.name != "spool":
                 remove(entry)
@@ -167,14 +174,15 @@ def reset(root: Path, say: Say, *, discard_events: bool = False) -> None:
     say(f"{root}: this box is nobody now; its next flash makes it somebody")
 
 
-def _undelivered(state: Path) -> str:
-    """Say which events would be lost, "" where there are none."""
-    if not (state / "outbox.db").exists():
-        return ""
-    status = read_status(state)
-    if status is None or status.health is None:
-        return "nobody can say how many events wait (the service has not run since boot)"
-    return f"{status.health.outbox_events} events wait" if status.health.outbox_events else ""
+def _nothing_waits(outbox: Path) -> None:
+    if not outbox.exists():
+        return
+    try:
+        waiting = outbox_file.waiting(outbox)
+    except OutboxError as error:
+        raise EdgeError(f"nobody can say how many events wait: {error}; or say --discard-events") from error
+    if waiting:
+        raise EdgeError(f"{waiting} events wait in {outbox}; let them be delivered first, or say --discard-events")
 
 
 def _forget_keys(root: Path) -> None:

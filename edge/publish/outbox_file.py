@@ -306,6 +306,19 @@ class OutboxFile:
         return set_aside(self.path)
 
 
+def waiting(path: Path) -> int:
+    """Return how many events no ack covers in the outbox of a box that is stopped.
+
+    Raises:
+        OutboxError: the file is in use or cannot be read.
+    """
+    try:
+        with contextlib.closing(OutboxFile(path, reserve_bytes=0)) as file:
+            return sum(stream.pending().count() for stream in file.streams())
+    except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+        raise OutboxError(f"outbox {path} cannot be read: {error}") from error
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, and its log beside it, to the first free name `….damaged-N`."""
     number = 1

@@ -5,19 +5,20 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from edge.box import keystore
-from edge.box.facts import boot_id
-from edge.box.status import BoxStatus, boottime_s, write_status
 from edge.cli import main
 from edge.errors import EdgeError
 from edge.flash.slots import FlashState
 from edge.install import program, system, users
-from edge.wire import Health
+from edge.publish.outbox import Outbox
+from edge.wire import Covered, Presence, Vocabulary
 from tests import wheelhouse
 
+DATABASE, PRESENCE = UUID(int=1), Presence(0, 0, 60_000, 1, 500, 1)
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
 GROUP = "root:x:0:\nvideo:x:44:anna\nnogroup:x:65534:\n"
 SHADOW = "root:!:20000:0:99999:7:::\n"
@@ -252,29 +253,64 @@ def test_a_box_that_is_reset_is_nobody_and_keeps_its_program(
     assert "this box is nobody now" in capsys.readouterr().out
 
 
+def open_outbox(state: Path, stream: int) -> Outbox:
+    """Return the outbox of a running box."""
+    made = Outbox(state / "outbox.db", stream=stream, vocabulary=Vocabulary(("cam",), ()), reserve_bytes=0)
+    made.use(DATABASE)
+    return made
+
+
 def test_a_box_whose_events_the_centre_does_not_have_is_not_reset_unless_told(
     root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     box(root, monkeypatch, tmp_path)
     state = root / "var/lib/facefleet"
-    (state / "outbox.db").write_text("events")
-
-    def told(events: int) -> None:
-        health = Health(stream="0" * 16, nonce="n", t_ms=0, uptime_s=1.0, cameras={}, models={}, outbox_events=events)
-        now_s = boottime_s()
-        status = BoxStatus(1, boot_id() or "", now_s, now_s, "n", "digest", "connected", {}, health)
-        write_status(state, status)
-
+    running = open_outbox(state, stream=1)
+    running.append([PRESENCE] * 7)
+    running.commit(0.0)
     assert main(["reset", "--root", str(root)]) == 1
-    assert "nobody can say how many events wait" in capsys.readouterr().err
-    told(7)
+    assert "is in use by another process; stop that one first" in capsys.readouterr().err
+    running._file._db.close()  # it is killed
     assert main(["reset", "--root", str(root)]) == 1
     assert "7 events wait in " in capsys.readouterr().err
-    assert (state / "outbox.db").exists()
-    told(0)
+    again = open_outbox(state, stream=2)
+    assert again.state.events == 7, "counting took nothing"
+    again.commit(0.0)
+    again.cover(DATABASE, [Covered(1, 7)], 0.0)
+    again.close(1.0)
     assert main(["reset", "--root", str(root)]) == 0
     assert not (state / "outbox.db").exists()
-    (state / "outbox.db").write_text("events")
+    (state / "outbox.db").write_text("no outbox at all" * 100)
+    assert main(["reset", "--root", str(root)]) == 1
+    assert "nobody can say how many events wait" in capsys.readouterr().err
     assert main(["reset", "--root", str(root), "--discard-events"]) == 0
     assert not (state / "outbox.db").exists()
     assert main(["reset", "--root", str(tmp_path / "nothing")]) == 1
+
+
+def test_an_event_that_comes_while_a_box_is_being_reset_is_counted_and_the_refused_box_runs_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box(root, monkeypatch, tmp_path)
+    running = open_outbox(root / "var/lib/facefleet", stream=1)
+    running.commit(0.0)
+    asked: list[tuple[str, ...]] = []
+
+    def systemctl(*words: str) -> None:
+        if words[0] == "stop" and not asked:  # its last one, as it ends
+            running.append([PRESENCE])
+            running.close(1.0)
+        asked.append(words)
+
+    monkeypatch.setattr(system, "_live", lambda root: True)
+    monkeypatch.setattr(system, "_systemctl", systemctl)
+    assert main(["reset", "--root", str(root)]) == 1
+    assert "1 events wait in " in capsys.readouterr().err
+    (stop, *stopped), (start, *started) = asked
+    assert (stop, start) == ("stop", "start")
+    assert "facefleet-edge.service" in stopped
+    assert started == [
+        "facefleet-recover.service", "facefleet-edge.service", "facefleet-enroll.path", "facefleet-spool.path",
+    ]  # fmt: skip
+    assert main(["reset", "--root", str(root), "--discard-events"]) == 0
+    assert asked[2:] == [("stop", *stopped), ("start", "facefleet-enroll.path", "facefleet-spool.path")]
