@@ -33,6 +33,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edge.errors import FlashError
+from edge.flash.manifest import counter_of
 
 ROOT = Path("/var/lib/facefleet")
 SUFFIX = ".ffbundle"
@@ -145,7 +146,7 @@ class Slots:
         slot = self.current_slot
         try:
             key = (self.folder(slot) / "manifest.sig").read_text().split()[0]
-            return FlashState(slot=slot, counters={key: int(slot.rpartition("-")[2])})
+            return FlashState(slot=slot, counters={key: counter_of(slot)})
         except (OSError, ValueError, IndexError):
             return FlashState(slot=slot)
 

@@ -1,7 +1,7 @@
 """The program as a folder of its own: a virtual environment filled from wheels, without network.
 
     /opt/facefleet/
-      slots/<version>-<digest>/  put there by `install`; by `flash --software`: <version>-<counter>, with manifest.json
+      slots/<version>-x<digest>/ put there by `install`; by `flash --software`: <version>-<counter>, with manifest.json
         bin/  lib/pythonX.Y/site-packages/  pyvenv.cfg
         systemd -> lib/…         its units
       current -> slots/…         what the service runs
@@ -181,7 +181,7 @@ def _name(wheels: Path, role: str) -> str:
     digest = sha256(role.encode() + wheel.read_bytes())
     for other in sorted(p.name for p in wheels.glob("*.whl")):
         digest.update(other.encode())
-    return f"{wheel.name.split('-')[1]}-{digest.hexdigest()[:8]}"
+    return f"{wheel.name.split('-')[1]}-x{digest.hexdigest()[:8]}"  # never all digits: those are a counter
 
 
 def _python(root: Path) -> Path:

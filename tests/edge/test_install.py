@@ -12,7 +12,8 @@ import pytest
 from edge.box import keystore
 from edge.cli import main
 from edge.errors import EdgeError
-from edge.flash.slots import FlashState
+from edge.flash.manifest import counter_of
+from edge.flash.slots import FlashState, Slots
 from edge.install import program, system, users
 from edge.publish.outbox import Outbox
 from edge.wire import Covered, Presence, Vocabulary
@@ -203,6 +204,28 @@ def test_a_root_that_does_not_fit_is_refused(
     prepare(root)
     with pytest.raises(EdgeError, match=said.replace(".", r"\.")):
         box(root, monkeypatch, tmp_path)
+
+
+def test_a_programs_digest_is_never_taken_for_a_counter(tmp_path: Path) -> None:
+    wheel, all_digits = tmp_path / "facefleet-0.1.0-py3-none-any.whl", 0
+    for number in range(300):
+        wheel.write_bytes(str(number).encode())
+        name = program._name(tmp_path, "edge")
+        all_digits += name[-8:].isdecimal()
+        assert counter_of(name) == 0, name
+    assert all_digits, "one in forty"
+    assert [counter_of(name) for name in ("", "0.1.0-1a2b3c4d", "0.1.0-1790000000", "17")] == [0, 0, 1790000000, 17]
+
+
+def test_a_lost_state_file_gives_no_counter_to_a_program_that_was_not_flashed(tmp_path: Path) -> None:
+    slots = Slots(tmp_path)
+    slots.prepare()
+    slots.new_folder(name := "0.1.0-12345678")  # an older `install` could name it so
+    slots.seal(name)
+    slots.point_current(name)
+    assert slots.state() == FlashState(slot=name)
+    (slots.folder(name) / "manifest.sig").write_text("key signature")
+    assert slots.state() == FlashState(slot=name, counters={"key": 12345678})
 
 
 def test_an_empty_wheelhouse_says_how_to_fill_it(root: Path, tmp_path: Path) -> None:
