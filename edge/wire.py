@@ -22,6 +22,7 @@ SCORE_UNIT = 255
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Kind = Literal["events", "state", "health", "ack", "offer", "flash", "request", "certificate"]
+Brings = Literal["config", "software"]  # what a bundle is, and so which of a box's updaters takes it
 
 
 class WireError(ValueError):
@@ -209,13 +210,19 @@ class BridgeState(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """Where a box finds a signed bundle that is meant for it. Only a reference: the signature decides, on the box."""
+    """Where a box finds a signed bundle that is meant for it. Only a reference: the signature decides, on the box.
+
+    Attributes:
+        counter: newer than that of what runs of the same kind, or the box does not want it.
+        kind: what the bundle brings; an offer of an older centre does not say so.
+    """
 
     url: str
     sha256: str
     bytes: int
     counter: int
     schema: int = SCHEMA
+    kind: Brings = "config"
 
 
 class FlashReport(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from bridge.errors import BridgeError
-from edge.wire import FlashReport, check_id
+from edge.wire import Brings, FlashReport, check_id
 
 State = Literal["waiting", "offered", "taken", "committed", "rolled_back", "refused", "silent"]
 FAILED: tuple[State, ...] = ("rolled_back", "refused", "silent")
@@ -25,6 +25,7 @@ class _Addressee(msgspec.Struct, frozen=True):
     site: str
     box: str
     counter: int
+    kind: Brings = "config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Bundle:
     url: str
     sha256: str
     bytes: int
+    kind: Brings = "config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +150,5 @@ def _read(path: Path, base_url: str) -> Bundle:
         file.seek(0)
         digest = file_digest(file, "sha256").hexdigest()
     url = f"{base_url.rstrip('/')}/{path.name}"
-    return Bundle(check_id(to.site, "site"), check_id(to.box, "box"), to.counter, url, digest, path.stat().st_size)
+    site, box, size = check_id(to.site, "site"), check_id(to.box, "box"), path.stat().st_size
+    return Bundle(site, box, to.counter, url, digest, size, to.kind)

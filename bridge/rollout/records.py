@@ -53,10 +53,10 @@ class Records:
                 ).fetchone()
                 assert row is not None, "RETURNING gives the row"
                 cursor.executemany(
-                    "INSERT INTO facefleet.rollout_boxes (rollout_id, site, box, wave, counter, url, sha256, bytes) "
-                    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                    "INSERT INTO facefleet.rollout_boxes (rollout_id, site, box, wave, counter, url, sha256, bytes, "
+                    "kind) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
                     [
-                        (row[0], b.site, b.box, wave, b.counter, b.url, b.sha256, b.bytes)
+                        (row[0], b.site, b.box, wave, b.counter, b.url, b.sha256, b.bytes, b.kind)
                         for b, wave in zip(bundles, waves, strict=True)
                     ],
                 )
@@ -89,11 +89,14 @@ class Records:
     def offers(self, rollout_id: int, states: Iterable[str]) -> list[tuple[str, str, Offer]]:
         """Return (site, box, offer) of the boxes in these states."""
         rows = self._connection.execute(
-            "SELECT site, box, url, sha256, bytes, counter FROM facefleet.rollout_boxes "
+            "SELECT site, box, url, sha256, bytes, counter, kind FROM facefleet.rollout_boxes "
             "WHERE rollout_id = %s AND state = ANY(%s) ORDER BY site, box",
             (rollout_id, list(states)),
         )
-        return [(site, box, Offer(*offer)) for site, box, *offer in rows]
+        return [
+            (site, box, Offer(url, sha256, size, counter, kind=kind))
+            for site, box, url, sha256, size, counter, kind in rows
+        ]
 
     def open_wave(self, rollout_id: int, wave: int) -> None:
         """Note that the boxes of a wave are offered their bundles."""

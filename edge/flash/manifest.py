@@ -4,12 +4,11 @@ JSON, because it is small, bounded and has one meaning; every limit stands here.
 """
 
 import re
-from typing import Literal
 
 import msgspec
 
 from edge.errors import FlashError
-from edge.wire import ID
+from edge.wire import ID, Brings
 
 SCHEMA = 1
 CONFIG = "config.yaml"
@@ -21,7 +20,7 @@ MAX_TOTAL_BYTES = 1 << 30
 MAX_UNPACKED_BYTES = 4 << 30  # what the wheels of a program may grow to
 MAX_COUNTER = 2**53 - 1  # what every JSON reader keeps exactly
 
-Kind = Literal["config", "software"]
+Kind = Brings
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 PATH = re.compile(rf"config\.yaml|models/{_NAME}/{_NAME}", re.ASCII)

@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edge.config import LoadedConfig
-from edge.flash.manifest import MAX_TOTAL_BYTES
+from edge.flash.manifest import MAX_TOTAL_BYTES, counter_of
 from edge.flash.slots import SUFFIX, FlashState, Result, read_json
+from edge.install.program import HOME
 from edge.link import Link, Message
 from edge.publish.publisher import publisher_settings
 from edge.wire import FlashReport, Offer, topic
@@ -36,6 +37,7 @@ FETCH_S = 30.0  # of silence
 CHUNK_BYTES = 1 << 20
 LOOK_S = 1.0  # how often result.json is looked at
 RETRY_S = (30.0, 1800.0)  # first and longest wait after a failed fetch
+PROGRAMS = Path("/") / HOME
 SPARE_BYTES = 128 << 20  # beside the bundle: its slot comes on top, the updater judges that
 
 
@@ -49,10 +51,11 @@ class Offers:
     Args:
         config: of a flashed box, whose state folder holds `identity.json`.
         rng: jitter of retries: a fleet must not fetch in the same second.
+        programs: the folder of the program's versions.
     """
 
-    def __init__(self, config: LoadedConfig, rng: random.Random | None = None) -> None:
-        self.state_dir = config.state_dir
+    def __init__(self, config: LoadedConfig, rng: random.Random | None = None, programs: Path = PROGRAMS) -> None:
+        self.state_dir, self._programs = config.state_dir, programs
         self._rng = rng or random.SystemRandom()
         self._heard: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         site, box = config.box.site, config.box.box
@@ -98,7 +101,7 @@ class Offers:
             except queue.Empty:
                 pass
             try:
-                if offer is not None and time.monotonic() >= due_s and wanted(self.state_dir, offer):
+                if offer is not None and time.monotonic() >= due_s and wanted(self.state_dir, offer, self._programs):
                     log.info("offered counter %d, fetching %s", offer.counter, shown(offer.url))
                     fetch(offer, self.state_dir, self._stop, self._ca)
                     self._failed = None
@@ -134,10 +137,19 @@ def read_offer(payload: bytes) -> Offer | None:
     return offer
 
 
-def wanted(state_dir: Path, offer: Offer) -> bool:
-    """Tell whether an offer is newer than what runs, and was not in the spool before."""
-    state = read_json(state_dir / "flash.json", FlashState)
-    if state is not None and (state.phase != "settled" or offer.counter <= int(state.slot or 0)):
+def wanted(state_dir: Path, offer: Offer, programs: Path = PROGRAMS) -> bool:
+    """Tell whether an offer is newer than what runs of its kind, and was not in the spool before.
+
+    Configs and programs of one key share a counter: a program may be older than the config, and still be news here.
+    """
+    states = {
+        "config": read_json(state_dir / "flash.json", FlashState),
+        "software": read_json(programs / "flash.json", FlashState),
+    }
+    if any(state is not None and state.phase != "settled" for state in states.values()):
+        return False  # one thing at a time: the proof of what is tried restarts the box
+    state = states[offer.kind]
+    if state is not None and offer.counter <= counter_of(state.slot):
         return False
     return read_json(state_dir / "offer.json", Offer) != offer
 

@@ -1,5 +1,6 @@
 """P41: boxes, a real broker and a real PostgreSQL: waves, a stop on the first failure, an abort, a killed driver."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,12 @@ from edge.config import load_box
 from edge.flash import offers
 from edge.flash.offers import Offers
 from edge.flash.spool import take_spool
+from edge.flash.wheelhouse import build
 from edge.link import Link, LinkSettings, Message
 from edge.wire import ROOT
 from tests.broker import MOSQUITTO, Amqtt, Broker, Mosquitto
 from tests.edge.flash.desk import BAD_PORT, Box, Desk
+from tests.edge.flash.programs import our_wheel
 
 NAMES = ("b1", "b2", "b3", "b4")
 
@@ -201,6 +204,19 @@ def test_a_driver_that_was_ended_is_continued_by_the_next(
     assert "wave 1  demo/b1  counter 2  offered" in capsys.readouterr().out
     assert cli.main(["rollout", "start", str(config)]) == 0
     assert fleet.running() == dict.fromkeys(NAMES, 2)
+
+
+def test_offers_name_the_kind_of_their_bundles(dsn: str, tmp_path: Path) -> None:
+    """P39: it goes from the manifest through the database to the box, which counts the two kinds apart."""
+    desk = Desk(tmp_path / "desk")
+    (folder := tmp_path / "out").mkdir()
+    desk.made(2, box="b1").path.rename(folder / "b1.ffbundle")
+    wheel = our_wheel(tmp_path / "wheels", "1.1")
+    build(wheel, folder / "b2.ffbundle", desk.key, counter=3, addressee="demo/b2")
+    with contextlib.closing(Records(dsn)) as records:
+        records.start(read_bundles(folder, folder.as_uri()), [2], 0, 60)
+        found = {box: (offer.counter, offer.kind) for _, box, offer in records.offers(1, ["waiting"])}
+    assert found == {"b1": (2, "config"), "b2": (3, "software")}
 
 
 def test_mistakes_are_named(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

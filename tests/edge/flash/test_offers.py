@@ -21,6 +21,7 @@ from edge.link import Link, LinkSettings, Message
 from edge.wire import FlashReport, Offer, topic
 from tests.broker import MOSQUITTO, Amqtt, Broker, Mosquitto
 from tests.edge.flash.desk import BAD_PORT, Box, Desk
+from tests.edge.flash.programs import ProgramBox
 
 
 class Centre:
@@ -178,9 +179,43 @@ def test_only_what_is_newer_and_new_is_wanted(desk: Desk, box: Box) -> None:
     assert not wanted(box.root, Offer("file:///x", "0" * 64, 1, 7))
 
 
+def test_a_program_is_judged_by_the_program_that_runs_and_a_config_by_the_config(desk: Desk, tmp_path: Path) -> None:
+    """P39: a program that was built before the config was flashed is news all the same."""
+    it = ProgramBox(desk, tmp_path / "it")
+    it.box.updater.apply(desk.parcel(9))
+    it.updater.apply(it.parcel("1.1", 5))
+
+    def news(counter: int, **kind: Any) -> bool:
+        return wanted(it.box.root, Offer("file:///x", "0" * 64, 1, counter, **kind), it.programs.root)
+
+    assert [news(n, kind="software") for n in (5, 6, 9, 10)] == [False, True, True, True]
+    assert [news(n, kind="config") for n in (5, 6, 9, 10)] == [False, False, False, True]
+    assert [news(n) for n in (6, 10)] == [False, True], "an offer that names no kind is one of a config"
+    it.programs.write_state(FlashState(phase="trial", slot="1.1-5", trial="1.2-6"))
+    assert not news(10), "nothing else while a program is tried"
+
+
+def test_an_offered_program_older_than_the_config_is_fetched_taken_and_reported(
+    desk: Desk, broker: Broker, centre: Centre, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offers, "LOOK_S", 0.05)
+    it = ProgramBox(desk, tmp_path / "it")
+    made = it.made("1.1", 5)
+    it.box.updater.apply(desk.parcel(9, mqtt={"port": broker.port, "protocol": "3.1.1"}))
+    with Offers(load_box(it.box.slots.current / "config.yaml"), random.Random(1), it.programs.root):
+        centre.hear("committed", 9)
+        centre.offer(msgspec.structs.replace(offered(made, 5), kind="software"))
+        centre.hear("taken", 5)
+        list(take_spool(it.box.updater, it.updater))
+        centre.hear("committed", 5)
+    assert (it.programs.current_slot, it.box.running()) == ("1.1-5", 9)
+
+
 def test_what_is_no_offer_is_ignored() -> None:
     good = Offer("https://centre/x", "0" * 64, 100, 7)
     assert read_offer(msgspec.json.encode(good)) == good
+    older = {"url": good.url, "sha256": good.sha256, "bytes": good.bytes, "counter": good.counter, "schema": 1}
+    assert read_offer(msgspec.json.encode(older)) == good, "P5: before offers had a kind"
     for bad in (b"", b"{", b"\xff", b"[]", msgspec.json.encode(msgspec.structs.replace(good, bytes=1 << 40)),
                 msgspec.json.encode(msgspec.structs.replace(good, counter=-1))):  # fmt: skip
         assert read_offer(bad) is None
