@@ -1,11 +1,13 @@
 """Log lines carry fields, repeats are counted, secrets stay unsaid; with systemd-python, without, on a terminal."""
 
+import contextlib
 import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -162,15 +164,44 @@ def test_the_journal_gets_fields_in_one_datagram_without_a_library(journal: sock
     handler.close()
 
 
-def test_a_journal_that_is_away_or_full_holds_nobody_up(journal: socket.socket) -> None:
+def test_a_full_journal_holds_nobody_up_and_gets_the_next_line_once_it_is_read(
+    journal: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = logging.Logger("edge")
-    log.addHandler(JournalSocket(Path(journal.getsockname())))
+    log.addHandler(handler := JournalSocket(Path(journal.getsockname())))
+    began_s = time.monotonic()
     for i in range(5000):  # far more than the socket's buffer takes; nobody reads
         log.warning("line %d", i)
-    log.addHandler(JournalSocket(Path("/nonexistent/journal")))
+    assert time.monotonic() - began_s < 30
+    journal.setblocking(False)
+    took = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            took.append(parse(journal.recv(1 << 16))["MESSAGE"])
+    assert 0 < len(took) < 5000
+    assert took == [f"line {i}" for i in range(len(took))], "what came first is whole, the rest is lost"
+    log.warning("there is room again")
+    assert parse(journal.recv(1 << 16))["MESSAGE"] == "there is room again"
+    handler.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_journal_that_is_away_loses_a_line_and_gets_the_next_when_it_is_back(
+    tmp_path: Path, journal: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logging.Logger("edge")
+    for path in (tmp_path / "away", Path(journal.getsockname())):
+        log.addHandler(JournalSocket(path))
     log.warning("into the void")
+    assert parse(journal.recv(1 << 16))["MESSAGE"] == "into the void", "whoever else listens has it"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as back:
+        back.bind(str(tmp_path / "away"))
+        back.settimeout(10)
+        log.warning("welcome back")
+        assert parse(back.recv(1 << 16))["MESSAGE"] == "welcome back"
     for handler in log.handlers:
         handler.close()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("level", "number"), [(10, 7), (20, 6), (30, 4), (40, 3), (50, 2)])
