@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from bridge.ca import broker, requests, signer
 from bridge.ca.names import ClaimName, Name, parse_name
@@ -259,16 +260,16 @@ class Authority:
         """Return certificate and key with which `ca serve` goes to the broker; made when they are missing or end.
 
         Where the certificate is not the newest one issued, the power went between the two, or `ca renew` was run.
+        The key stays, unless it was revoked: whoever connects while the certificate is replaced finds a pair that fits.
         """
         key, certificate = self.folder / "serve.key", self.folder / "serve.pem"
         with self._changing() as register:
-            newest = max((i.until for i in register.issued.get(SERVE.user, ()) if not i.revoked), default=now)
+            good = [i.until for i in register.issued.get(SERVE.user, ()) if not i.revoked]
         whole = key.is_file() and certificate.is_file() and certificate.read_bytes() == self._issued(SERVE).read_bytes()
-        if not whole or newest < now + timedelta(days=RENEW_DAYS):
-            made, asked = request(SERVE)
-            chain = self.enroll(SERVE, asked, now)
+        if not whole or max(good, default=now) < now + timedelta(days=RENEW_DAYS):
+            made, asked = request(SERVE, signer.read_key(key.read_bytes()) if good and key.is_file() else None)
             write(key, made, mode=0o600)
-            write(certificate, chain)  # last: it says that all of this was done
+            write(certificate, self.enroll(SERVE, asked, now))  # last: it says that all of this was done
         return certificate, key
 
     def keep(self, now: datetime) -> tuple[Path, Path]:
@@ -359,12 +360,16 @@ class Authority:
             yield self._read()
 
 
-def request(name: Name) -> tuple[bytes, bytes]:
-    """Make a key and a request for it here, for a member that lives on this machine: (key PEM, request PEM)."""
+def request(name: Name, key: ec.EllipticCurvePrivateKey | None = None) -> tuple[bytes, bytes]:
+    """Make a request here, for a member that lives on this machine, with a new key unless one is given.
+
+    Returns:
+        Key and request, PEM.
+    """
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.x509.oid import NameOID
 
-    key = signer.new_key()
+    key = key or signer.new_key()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name.user)])
     made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return signer.pem_key(key), made.public_bytes(serialization.Encoding.PEM)

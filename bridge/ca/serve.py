@@ -5,6 +5,7 @@ connection of the authority's own (`enroller:ca`), which may do nothing else.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 WAITING = 1000  # requests; boxes ask again, so what comes on top may be dropped
 TURN_S = 1.0
+RETRY_S = 60.0  # after a broker that could not be told
 KEEP_S = 86400.0  # how often it is looked whether the broker's own certificate ends
 
 
@@ -106,21 +108,32 @@ def _answer(authority: Authority, link: Link, message: Message, now: datetime) -
 class _Broker:
     """Has the broker read its files again when they say something else, whoever wrote them: this process or a verb.
 
-    A failure is said, and tried again with the next change: a box that was just enrolled needs no reload.
+    A failure is said once, and tried again with the next change or after a while: a box that was just enrolled needs no
+    reload, but a broker that never hears of its renewed certificate ends up with one that has run out.
     """
 
     def __init__(self, authority: Authority, command: str) -> None:
         self._authority, self._command = authority, command
         self._written_ns, self._knows = 0, object()
+        self._again_s, self._said = math.inf, ""
 
     def told(self, now: datetime) -> None:
         """Look, and tell it."""
         try:
             written_ns = self._authority.written_ns()
-            if written_ns == self._written_ns:
+            if written_ns == self._written_ns and time.monotonic() < self._again_s:
                 return
-            self._written_ns, knew, self._knows = written_ns, self._knows, self._authority.admits(now)
-            if self._knows != knew and (todo := self._authority.reload(self._command)):
+            self._written_ns, self._again_s = written_ns, math.inf
+            knows = self._authority.admits(now)
+            if knows != self._knows and (todo := self._authority.reload(self._command)):
                 log.warning("%s", todo)
+            self._knows = knows
         except (BridgeError, OSError) as error:
-            log.error("the broker was not told: %s", error)
+            self._again_s, why = time.monotonic() + RETRY_S, str(error)
+            level = logging.DEBUG if why == self._said else logging.ERROR
+            log.log(level, "the broker was not told: %s; tried again every %.0f s", why, RETRY_S)
+            self._said = why
+        else:
+            if self._said:
+                log.info("the broker was told after all")
+            self._said = ""

@@ -167,6 +167,15 @@ def pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey | None:
+    """Return a private key as `pem_key` wrote it, None where that is damaged."""
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
+
+
 def pem(certificate: x509.Certificate) -> bytes:
     """Return a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)

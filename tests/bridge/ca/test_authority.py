@@ -1,5 +1,6 @@
 """The authority as its verbs show it: what they print, what they refuse, what they leave on the disk."""
 
+import ssl
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -217,3 +218,31 @@ def test_who_answers_goes_to_the_broker_with_the_newest_certificate_and_its_key(
     assert crl.get_revoked_certificate_by_serial_number(shown.serial_number) is None
     whole = pem.read_bytes()
     assert there.serving(now)[0].read_bytes() == whole, "one that is whole stays"
+
+
+def test_whoever_reads_the_files_of_ca_serve_while_they_are_renewed_finds_a_pair_that_fits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, now, written = Authority(folder), authority.now(), []
+    pem, key = there.serving(now)
+    before, write = pem.read_bytes(), authority.write
+
+    def watched(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+        write(path, data, mode=mode)
+        written.append(path.name)
+        ssl.create_default_context().load_cert_chain(pem, key)  # as a reconnect does
+
+    monkeypatch.setattr(authority, "write", watched)
+    there.serving(now + timedelta(days=authority.DAYS - authority.RENEW_DAYS + 1))
+    assert "serve.pem" in written
+    assert pem.read_bytes() != before
+
+
+def test_a_revoked_key_of_ca_serve_is_replaced(folder: Path) -> None:
+    there, now = Authority(folder), authority.now()
+    pem, key = there.serving(now)
+    before = key.read_bytes()
+    there.revoke(authority.SERVE, now)
+    there.serving(now)
+    assert key.read_bytes() != before
+    ssl.create_default_context().load_cert_chain(pem, key)
