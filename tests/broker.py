@@ -21,6 +21,13 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def shipped(*names: str) -> str:
+    """Return what config/mosquitto.conf says about these settings, as lines for `Mosquitto.extra`."""
+    text = (Path(__file__).parents[1] / "config/mosquitto.conf").read_text()
+    said = {line.split()[0]: line for line in text.splitlines() if line and not line.startswith("#")}
+    return "\n".join(said[name] for name in names)
+
+
 class Broker(Protocol):
     """A broker process that can be stopped, killed and started again on the same port."""
 

@@ -31,7 +31,7 @@ from bridge.local_servers import postgres_program
 from bridge.migrate import migrate
 from bridge.sizing import BACKLOG_BATCH, HOUR_S, MEASURED, Fleet, size
 from tests.bench.fleet_boxes import ASK, QUIET, BoxesSpec, Report
-from tests.broker import Mosquitto
+from tests.broker import Mosquitto, shipped
 from tests.chaos import sabotage
 from tests.chaos.world import Process
 
@@ -359,8 +359,10 @@ def _broker_lines(folder: Path) -> str:
     store = folder / "mosquitto"
     store.mkdir()
     return "\n".join((
-        "persistence true", f"persistence_location {store}/", "autosave_interval 30", "max_inflight_messages 200",
-        "max_queued_messages 20000", "message_size_limit 1048576",
+        f"persistence_location {store}/",
+        shipped(
+            "persistence", "autosave_interval", "max_inflight_messages", "max_queued_messages", "message_size_limit"
+        ),
     ))  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from tests.bridge.centre import (
     fresh_folder,
     kill_now,
 )
-from tests.broker import MOSQUITTO, Amqtt, Broker, Mosquitto
+from tests.broker import MOSQUITTO, Amqtt, Broker, Mosquitto, shipped
 
 KINDS = [
     pytest.param(("mosquitto", "5"), id="mosquitto-5"),
@@ -55,7 +55,7 @@ def start_broker(folder: Path, kind: str) -> Broker:
         return Amqtt(folder).start()
     if MOSQUITTO is None:
         pytest.skip("Mosquitto is not installed")
-    return Mosquitto(folder, extra="max_inflight_messages 200\nmax_queued_messages 20000").start()
+    return Mosquitto(folder, extra=shipped("max_inflight_messages", "max_queued_messages")).start()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from tests.bridge.box import FakeBox, wait_until
 from tests.bridge.centre import BridgeProcess, Cluster, cluster, config_file, fresh_folder
-from tests.broker import MOSQUITTO, Mosquitto
+from tests.broker import MOSQUITTO, Mosquitto, shipped
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def broker() -> Iterator[Mosquitto]:
     if MOSQUITTO is None:
         pytest.skip("Mosquitto is not installed")
     with fresh_folder() as folder:
-        broker = Mosquitto(folder, extra="max_inflight_messages 200\nmax_queued_messages 20000")
+        broker = Mosquitto(folder, extra=shipped("max_inflight_messages", "max_queued_messages"))
         broker.start()
         try:
             yield broker

@@ -25,7 +25,7 @@ from psycopg import conninfo
 from bridge.child import Child
 from bridge.local_servers import postgres_program
 from bridge.migrate import migrate
-from tests.broker import Amqtt, Mosquitto
+from tests.broker import Amqtt, Mosquitto, shipped
 from tests.chaos import sabotage
 from tests.chaos.echo import Echo
 from tests.chaos.fleet_process import NO_ROOM, BoxSpec, FleetSpec
@@ -257,8 +257,8 @@ class World:
         store = self.folder / "mosquitto"
         store.mkdir()
         lines = (
-            "persistence true", f"persistence_location {store}/", "autosave_interval 10", "max_inflight_messages 200",
-            "max_queued_messages 20000", "message_size_limit 1048576",
+            "persistence true", f"persistence_location {store}/", "autosave_interval 10",
+            shipped("max_inflight_messages", "max_queued_messages", "message_size_limit"),
         )  # fmt: skip
         return Mosquitto(self.folder, extra="\n".join(lines))
 
