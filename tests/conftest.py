@@ -1,7 +1,9 @@
 """Fixtures every test may ask for."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,21 @@ ROOT = Path(__file__).resolve().parent.parent
 # are sent one, so they must not inherit that; a handler of ours is reset to the default when they are executed.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Take away the handlers that a command line under test has set up: they write to streams of that test."""
+    root = logging.getLogger()
+    handlers, level, raising = list(root.handlers), root.level, logging.raiseExceptions
+    yield
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in [handler for handler in handlers if handler not in root.handlers]:
+        root.addHandler(handler)
+    root.setLevel(level)
+    logging.raiseExceptions = raising
 
 
 @pytest.fixture(scope="session")
