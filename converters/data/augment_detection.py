@@ -18,20 +18,31 @@ Boxes = NDArray[np.float32]
 PADDING = 114  # the letterbox's grey
 MIN_SIDE_PX = 4.0  # smaller faces cannot be told from noise
 MIN_VISIBLE = 0.4  # of a face's area; less is neither a face nor background
+LARGE_PX = 56  # shorter side of a face that bears enlarging
+LARGE_FACED = ("fairface", "portrait", "webcam", "filmed")
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Rates:
     """How often each augmentation happens, and how the kinds of pictures are mixed.
 
-    `zoom` is the share of views cut around one face so that its long side fills 0.25–1.1 of the frame.
+    `mosaic`, `zoom` and `paste` are shares of the views; what is left shows a picture as a whole. `zoom` cuts around
+    one face so that its long side fills 0.25–1.1 of the frame, or into a picture without faces; `paste` sets large
+    faces into other pictures, so that the surroundings of a face say nothing. `backdrop` is how often a picture lies
+    on something else than the letterbox's grey; `motion` is how often a view without faces is smeared, `still` the
+    share of that for a view with faces.
     """
 
-    mosaic: float = 0.45
-    zoom: float = 0.27
+    mosaic: float = 0.40
+    zoom: float = 0.25
+    paste: float = 0.10
+    backdrop: float = 0.25
     flip: float = 0.5
     grey: float = 0.08
     blur: float = 0.08
+    motion: float = 0.3
+    still: float = 0.2
     sources: tuple[tuple[str, float], ...] = (
         ("face_mask", 0.35),
         ("crowd", 0.14),
@@ -54,10 +65,25 @@ class Pool:
         self._kinds = [kind for kind, _ in present]
         weights = np.array([rate for _, rate in present])
         self._weights = weights / weights.sum()
+        self._large = [[s for s in samples if s.source == kind and _large(s.boxes).any()] for kind in LARGE_FACED]
+        self._large = [group for group in self._large if group]
 
     def draw(self, rng: np.random.Generator) -> Sample:
         kind = self._kinds[rng.choice(len(self._kinds), p=self._weights)]
         return kind[rng.integers(len(kind))]
+
+    def draw_face(self, rng: np.random.Generator) -> tuple[Sample, Boxes] | None:
+        """Return a picture and one of its large faces, (4,) float32 xyxy; None where nobody is large."""
+        if not self._large:
+            return None
+        group = self._large[rng.integers(len(self._large))]
+        sample = group[rng.integers(len(group))]
+        boxes = sample.boxes[_large(sample.boxes)]
+        return sample, boxes[rng.integers(len(boxes))]
+
+
+def _large(boxes: Boxes) -> NDArray[np.bool_]:
+    return (boxes[:, 2:] - boxes[:, :2]).min(1) >= LARGE_PX
 
 
 def warp(
@@ -98,25 +124,32 @@ def visible(boxes: Boxes, width: int, height: int) -> Boxes:
     return cut[(sides.min(1) >= MIN_SIDE_PX) & (share >= MIN_VISIBLE)]
 
 
-def blank(width: int, height: int) -> Image:
-    """Return an empty frame."""
-    return np.full((height, width, 3), PADDING, np.uint8)
+def backdrop(size: int, rates: Rates, rng: np.random.Generator) -> Image:
+    """Return an empty square frame: the letterbox's grey, or now and then a wall of any colour, lit from one side."""
+    if rng.random() >= rates.backdrop:
+        return np.full((size, size, 3), PADDING, np.uint8)
+    colour = rng.uniform(0, 255) + rng.uniform(-20, 20, 3)
+    light = np.linspace(-1, 1, size) * rng.uniform(-50, 50)
+    wall = np.clip(colour + light[:, None], 0, 255).astype(np.uint8)
+    across = np.broadcast_to(wall, (size, size, 3)) if rng.random() < 0.5 else wall[:, None].repeat(size, 1)
+    return np.ascontiguousarray(across)
 
 
-def whole(sample: Sample, size: int, rng: np.random.Generator) -> tuple[Image, Boxes]:
-    """Place the picture at 0.5–1.6 of its letterboxed scale somewhere in a square frame."""
+def whole(sample: Sample, canvas: Image, rng: np.random.Generator, scales: Range = (0.5, 1.6)) -> Boxes:
+    """Place the picture at a random multiple of its letterboxed scale somewhere in a square frame; return its boxes."""
+    size = len(canvas)
     height, width = sample.image.shape[:2]
-    scale = size / max(height, width) * float(np.exp(rng.uniform(np.log(0.5), np.log(1.6))))
+    scale = size / max(height, width) * float(np.exp(rng.uniform(*np.log(scales))))
     spare = (size - width * scale, size - height * scale)
-    canvas = blank(size, size)
     x, y = (float(rng.uniform(min(s, 0), max(s, 0))) for s in spare)
-    return canvas, warp(sample.image, sample.boxes, scale, (x, y), canvas, rng.random() < 0.5)
+    return warp(sample.image, sample.boxes, scale, (x, y), canvas, rng.random() < 0.5)
 
 
-def zoomed(sample: Sample, size: int, rng: np.random.Generator) -> tuple[Image, Boxes]:
-    """Cut around one face so that it fills 0.25–1.1 of the frame; pictures without a face are placed whole."""
+def zoomed(sample: Sample, canvas: Image, rng: np.random.Generator) -> Boxes:
+    """Cut around one face so that it fills 0.25–1.1 of the frame; a picture without a face anywhere, up to fourfold."""
     if not len(sample.boxes):
-        return whole(sample, size, rng)
+        return whole(sample, canvas, rng, (1.0, 4.0))
+    size = len(canvas)
     sides = (sample.boxes[:, 2:] - sample.boxes[:, :2]).max(1)
     large = np.flatnonzero(sides >= 0.5 * sides.max())
     x0, y0, x1, y1 = sample.boxes[rng.choice(large)]
@@ -124,14 +157,13 @@ def zoomed(sample: Sample, size: int, rng: np.random.Generator) -> tuple[Image, 
     scale = min(float(rng.uniform(0.25, 1.1)) * size / max(x1 - x0, y1 - y0), 6.0)
     reach = max(0.5 * size - 0.3 * scale * max(x1 - x0, y1 - y0), 0.08 * size)
     cx, cy = (0.5 * size + float(rng.uniform(-reach, reach)) for _ in range(2))
-    canvas = blank(size, size)
     shift = (cx - scale * float(x0 + x1) / 2, cy - scale * float(y0 + y1) / 2)
-    return canvas, warp(sample.image, sample.boxes, scale, shift, canvas, rng.random() < 0.5)
+    return warp(sample.image, sample.boxes, scale, shift, canvas, rng.random() < 0.5)
 
 
-def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> tuple[Image, Boxes]:
+def mosaic(samples: Sequence[Sample], canvas: Image, rng: np.random.Generator) -> Boxes:
     """Set four pictures around a random centre (Bochkovskiy et al. 2020, YOLOv4, section 3.3)."""
-    canvas, found = blank(size, size), []
+    size, found = len(canvas), []
     cx, cy = (int(rng.uniform(0.3, 0.7) * size) for _ in range(2))
     quarters = ((0, 0, cx, cy), (cx, 0, size, cy), (0, cy, cx, size), (cx, cy, size, size))
     for sample, (x0, y0, x1, y1) in zip(samples, quarters, strict=True):
@@ -142,34 +174,86 @@ def mosaic(samples: Sequence[Sample], size: int, rng: np.random.Generator) -> tu
         shift = tuple(float(rng.uniform(min(s, 0), max(s, 0))) for s in spare)
         boxes = warp(sample.image, sample.boxes, scale, (shift[0], shift[1]), canvas[y0:y1, x0:x1], rng.random() < 0.5)
         found.append(boxes + np.array([x0, y0, x0, y0], np.float32))
-    return canvas, np.concatenate(found)
+    return np.concatenate(found)
 
 
-def recolour(image: Image, rates: Rates, rng: np.random.Generator) -> Image:
-    """Change gain, contrast, white balance and sharpness; sometimes take the colour away."""
+def paste(image: Image, face: Boxes, canvas: Image, taken: Boxes, rng: np.random.Generator) -> Boxes:
+    """Blend one face into `canvas` (in place) where no other is, 0.1–0.7 of the frame tall.
+
+    Args:
+        image: (H, W, 3) uint8, where the face comes from.
+        face: (4,) float32 xyxy in `image`.
+        canvas: (size, size, 3) uint8.
+        taken: (N, 4) float32 xyxy, the faces in `canvas`.
+
+    Returns:
+        (1, 4) float32 xyxy in `canvas`, or (0, 4) when there was no room.
+    """
+    size, (x0, y0, x1, y1) = len(canvas), face.tolist()
+    scale = min(float(np.exp(rng.uniform(np.log(0.1), np.log(0.7)))) * size / (y1 - y0), 6.0)
+    cx, cy = (float(rng.uniform(0.1, 0.9) * size) for _ in range(2))
+    half = np.array([x1 - x0, y1 - y0]) * scale / 2
+    box = np.array([[cx - half[0], cy - half[1], cx + half[0], cy + half[1]]], np.float32)
+    around = np.array([cx - 1.3 * half[0], cy - 1.3 * half[1], cx + 1.3 * half[0], cy + 1.3 * half[1]])
+    if np.any((taken[:, :2] < around[2:]).all(1) & (taken[:, 2:] > around[:2]).all(1)):
+        return np.zeros((0, 4), np.float32)
+    layer = canvas.copy()
+    shift = (cx - scale * (x0 + x1) / 2, cy - scale * (y0 + y1) / 2)
+    warp(recoloured(image, rng, 0.25), np.zeros((0, 4), np.float32), scale, shift, layer)
+    # An oval a little larger than the box keeps chin, brow and ears; its soft rim leaves no edge to learn.
+    y, x = np.ogrid[:size, :size]
+    away = np.hypot((x - cx) / (1.25 * half[0]), (y - cy) / (1.25 * half[1]))
+    share = np.clip((1.0 - away) / 0.12, 0, 1).astype(np.float32)[..., None]
+    canvas[:] = np.rint(canvas + (layer.astype(np.float32) - canvas) * share).astype(np.uint8)
+    return visible(box, size, size)
+
+
+def recoloured(image: Image, rng: np.random.Generator, depth: float) -> Image:
+    """Change gain, contrast and white balance by up to `depth`."""
+    gain = rng.uniform(1 - depth, 1 + depth) * rng.uniform(1 - 0.3 * depth, 1 + 0.3 * depth, 3)
+    gamma = float(np.exp(rng.uniform(-depth, depth)))
+    ramp = (np.arange(256)[:, None] / 255) ** gamma * 255
+    table = np.clip(ramp * gain + rng.uniform(-60 * depth, 60 * depth), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table[None]), np.uint8)
+
+
+def moved(image: Image, rng: np.random.Generator) -> Image:
+    """Smear a picture along a line of up to a twentieth of its side, as a moving camera does."""
+    length = max(3, int(rng.uniform(0.005, 0.05) * len(image))) | 1
+    line = np.zeros((length, length), np.float32)
+    line[length // 2] = 1
+    turn = cv2.getRotationMatrix2D((length / 2 - 0.5, length / 2 - 0.5), float(rng.uniform(0, 180)), 1)
+    kernel = cv2.warpAffine(line, turn, (length, length))
+    return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()), np.uint8)
+
+
+def weathered(image: Image, faces: bool, rates: Rates, rng: np.random.Generator) -> Image:
+    """Change light, colour and sharpness; a picture without faces is smeared more often, for such frames fool more."""
     if rng.random() < rates.grey:
         image = np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR), np.uint8)
-    gain = rng.uniform(0.6, 1.4) * rng.uniform(0.88, 1.12, 3)
-    offset = rng.uniform(-24, 24)
-    gamma = float(np.exp(rng.uniform(-0.3, 0.3)))
-    ramp = (np.arange(256)[:, None] / 255) ** gamma * 255
-    table = np.clip(ramp * gain + offset, 0, 255).astype(np.uint8)
-    image = np.asarray(cv2.LUT(image, table[None]), np.uint8)
+    image = recoloured(image, rng, 0.4)
+    if rng.random() < rates.motion * (rates.still if faces else 1):
+        return moved(image, rng)
     if rng.random() < rates.blur:
-        image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 1.8))), np.uint8)
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 1.8))), np.uint8)
     return image
 
 
 def view(pool: Pool, size: int, rates: Rates, rng: np.random.Generator) -> tuple[Image, Boxes]:
     """Return one training picture, (size, size, 3) uint8 BGR, and its boxes, (N, 4) float32 xyxy."""
     choice = rng.random()
+    image = backdrop(size, rates, rng)
     if choice < rates.mosaic:
-        image, boxes = mosaic([pool.draw(rng) for _ in range(4)], size, rng)
+        boxes = mosaic([pool.draw(rng) for _ in range(4)], image, rng)
     elif choice < rates.mosaic + rates.zoom:
-        image, boxes = zoomed(pool.draw(rng), size, rng)
+        boxes = zoomed(pool.draw(rng), image, rng)
     else:
-        image, boxes = whole(pool.draw(rng), size, rng)
+        boxes = whole(pool.draw(rng), image, rng)
+    if choice > 1 - rates.paste:
+        for _ in range(int(rng.integers(1, 4))):
+            if donor := pool.draw_face(rng):
+                boxes = np.concatenate((boxes, paste(donor[0].image, donor[1], image, boxes, rng)))
     if rng.random() < rates.flip:
         image = np.ascontiguousarray(image[:, ::-1])
         boxes = np.stack((size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]), 1)
-    return recolour(image, rates, rng), boxes
+    return weathered(image, len(boxes) > 0, rates, rng), boxes

@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from converters.bundles.package import DATA, open_runtimes
-from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, yolo_folder
+from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, mik1i_people, yolo_folder
 from converters.errors import ConvertError
 from converters.evaluation import plots
 from converters.evaluation.latency import in_turn
@@ -210,6 +210,7 @@ SETS: dict[str, Callable[[Path], Iterable[Sample]]] = {
     "fairface": fairface,
     "london": london,
     "mik1i/negatives": mik1i_negatives,
+    "mik1i/people": mik1i_people,
 }
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class Trainer:
         began = time.monotonic()
         rates = self.plan.rates
         if self.progress > 1 - self.plan.settle:
-            rates = Rates(rates.mosaic * 0.3, rates.zoom, rates.flip, rates.grey, rates.blur, rates.sources)
+            rates = replace(rates, mosaic=rates.mosaic * 0.3)
         # All ranks draw the same size, or the one with the small pictures would wait.
         sizes = next(sizes for end, sizes in self.plan.phases if self.progress <= end)
         size = int(np.random.default_rng([self.plan.seed, self.step]).choice(sizes))
