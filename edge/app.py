@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from edge.capture.frames import Source
 from edge.capture.sources import open_source
 from edge.config import Camera as CameraConfig
 from edge.config import LoadedConfig
+from edge.consent import heads_off
 from edge.errors import ConfigError, EdgeError
 from edge.notify import Notifier
 from edge.publish.clock import BoxClock
@@ -130,6 +132,8 @@ class Box:
             raise
         closing.callback(self.publisher.stop)  # closes the outbox, whether or not the rest could start
         self.cameras = [self._camera(i, observers) for i in range(len(config.box.cameras))]
+        self.heads_off: dict[str, str] = {}
+        self._heed_consents()
         self._page_lock, self._page_at_s = threading.Lock(), float("-inf")
         self._page_status: dict[str, Any] = {}
         self.page = self._live_page(token, closing)
@@ -151,6 +155,7 @@ class Box:
             self.publisher.check()
             for camera in self.cameras:
                 camera.check()
+            self._heed_consents()
             if all(camera.done for camera in self.cameras):
                 return
             if now_s - fed_s >= min(feed_s, 5.0) and not (late := self._stuck(now_s)):
@@ -194,7 +199,7 @@ class Box:
             t_ms=wall_ms,
             uptime_s=round(now_s - self.started_s, 1),
             cameras={camera.name: camera.health(now_s, reader) for camera in self.cameras},
-            models=self.models.health(),
+            models=self.models.health(self.heads_off),
             ack_age_s=self.publisher.ack_age_s,
             outbox_events=outbox.events,
             outbox_bytes=outbox.bytes,
@@ -236,9 +241,23 @@ class Box:
         return msgspec.json.encode(self.last_health)
 
     def _states(self) -> str:
-        """Return what makes health worth sending before its time: a camera, the publisher or the disk changed state."""
-        troubles = (self.publisher.status, self.outbox.state.trouble)
+        """Return what makes health worth sending before its time: a camera, publisher, disk or head changed state."""
+        troubles = (self.publisher.status, self.outbox.state.trouble, *self.heads_off)
         return " ".join([*troubles, *(camera.state for camera in self.cameras)])
+
+    def _heed_consents(self) -> None:
+        """Silence the heads whose consents do not hold today, and say so once."""
+        today = datetime.fromtimestamp(self.clock.stamp(time.monotonic())[0] / 1000, UTC).date()
+        off, before = heads_off(self.config.box.heads, today), self.heads_off
+        if off == before:
+            return
+        self.heads_off = off
+        for camera in self.cameras:
+            camera.switch_off(off)
+        for name in off.keys() - before.keys():
+            log.warning("head %s is off: %s", name, off[name], extra={"EVENT": "head_off"})
+        for name in before.keys() - off.keys():  # the clock was wrong before
+            log.info("head %s is on: its consents hold", name, extra={"EVENT": "head_on"})
 
     def _certificate_days(self) -> float | None:
         tls = self.config.tls_files()

@@ -8,8 +8,10 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,9 @@ from edge.capture.masks import Masks
 from edge.capture.spec import SourceSpec
 from edge.config import Camera, HeadConfig, LoadedConfig
 from edge.config import Source as SourceConfig
+from edge.consent import heads_off
 from edge.errors import ModelError
+from edge.identity import require_consents, today_utc
 from edge.models.bundle import Bundle, load_bundle
 from edge.models.runtime import Loaded, Runtime, load_model
 from edge.pipeline import Pipeline, flat_attributes
@@ -54,10 +58,12 @@ class Models:
     vocabulary: Vocabulary
     landmarks: Loaded | None = None
 
-    def health(self) -> dict[str, ModelHealth]:
-        """Return what runs where, for the health message."""
+    def health(self, off: Mapping[str, str] | None = None) -> dict[str, ModelHealth]:
+        """Return what runs where, for the health message; `off` says why a head is silent, by its name."""
         points = {"landmarks": self.landmarks} if self.landmarks else {}
-        return {n: _model_health(m) for n, m in {**self.detectors, **self.heads, **points}.items()}
+        running = {n: _model_health(m) for n, m in {**self.detectors, **self.heads, **points}.items()}
+        silent = {n: _silent(running[n], why) for n, why in (off or {}).items() if n in running}
+        return running | silent
 
 
 def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
@@ -65,6 +71,7 @@ def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
 
     Raises:
         ModelError: a bundle is missing, damaged, of the wrong task, or nothing computes its golden output.
+        ConfigError: a head recognizes a person of whom the config has no consent.
     """
     box = config.box
     cache = config.state_dir / "cache"
@@ -79,6 +86,7 @@ def load_models(config: LoadedConfig, *, log: Callable[[str], None]) -> Models:
     names = {camera.detector: f"cameras[{i}].detector" for i, camera in enumerate(box.cameras)}
     detectors = {name: load(name, key, "detector") for name, key in names.items()}
     heads = {h.name: load(h.bundle_name, f"heads[{i}].bundle", "classifier") for i, h in enumerate(box.heads)}
+    require_consents(config, {name: loaded.bundle.manifest for name, loaded in heads.items()})
     points = load(box.landmarks, "landmarks", "landmarks") if box.landmarks else None
     words = tuple(Head(h.name, heads[h.name].bundle.manifest.labels, h.purpose or "") for h in box.heads)
     return Models(detectors, heads, Vocabulary(tuple(c.id for c in box.cameras), words), points)
@@ -150,6 +158,7 @@ def build_pipeline(
     *,
     grid_s: float,
     recorder: Recorder | None = None,
+    today: date | None = None,
 ) -> Pipeline:
     """Put the stages of one camera together.
 
@@ -160,14 +169,17 @@ def build_pipeline(
         rng: Draws the first track number; seeded in a replay.
         grid_s: A boundary of the presence grid on the process's timeline.
         recorder: Keeps what the detector found.
+        today: Heads whose consents do not hold on that day begin silent; the present day unless given.
     """
     camera = config.box.cameras[index]
+    attributes = build_attributes(config.box.heads, models.heads, models.landmarks)
+    attributes.switch_off(heads_off(config.box.heads, today or today_utc()))
     return Pipeline(
         masks=Masks(camera.masks),
         gate=Gate(gate_params(camera)),
         detector=Detector(models.detectors[camera.detector], score_threshold=camera.score_threshold),
         sort=Sort(SortParams(camera.sort.max_age, camera.sort.min_hits, camera.sort.iou_threshold)),
-        attributes=(attributes := build_attributes(config.box.heads, models.heads, models.landmarks)),
+        attributes=attributes,
         visits=build_visits(config, index, attributes, models.vocabulary, rng, grid_s=grid_s),
         recorder=recorder,
     )
@@ -213,6 +225,11 @@ def gate_params(camera: Camera) -> GateParams:
         recheck_s=gate.recheck_s,
         idle_s=gate.idle_s,
     )
+
+
+def _silent(health: ModelHealth, why: str) -> ModelHealth:
+    """Return the health of a head that runs nowhere now; the reason stands where other refusals do."""
+    return msgspec.structs.replace(health, device="off", attempts=(*health.attempts, f"off: {why}"))
 
 
 def _model_health(loaded: Loaded) -> ModelHealth:

@@ -6,7 +6,7 @@ Cameras are independent: nothing here raises into another camera, and a lost cam
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from edge.capture.frames import Source, SourceState
@@ -81,6 +81,10 @@ class Camera:
     def add_observer(self, observer: Observer) -> None:
         """Show one more party each frame's result; before `start`."""
         self._observers = (*self._observers, observer)
+
+    def switch_off(self, heads: Iterable[str]) -> None:
+        """Silence these heads and no others, from any thread."""
+        self._pipeline.attributes.switch_off(heads)
 
     @property
     def state(self) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from edge.capture.address import keeps_places, secrets_in
+from edge.consent import Consent
 from edge.errors import ConfigError
 from edge.geometry import polygon_fault
 from edge.strict_yaml import Credential, KeyMistake, YamlErrors, load
@@ -140,11 +141,17 @@ class Camera(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One classifier over faces. `race` and `emotion` need a written purpose; it is kept in the database."""
+    """One classifier over faces. `race` and `emotion` need a written purpose; it is kept in the database.
+
+    One that recognizes a person needs that person's consent, by the label of the bundle; it stays on the box.
+    """
 
     name: Id
     bundle: str | None = None
     purpose: str | None = None
+    consent: Annotated[
+        dict[str, Consent], Meta(description="of each person whom the bundle recognizes, by its label, such as `me`")
+    ] = {}
     min_face_px: Annotated[int, Meta(ge=16, le=1024)] = 64
     threshold: (
         Annotated[Fraction, Meta(description="below this the head abstains; the bundle's own unless set")] | None

@@ -10,7 +10,7 @@ import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -108,6 +108,30 @@ def loads(data: bytes, type_: type[T], *, name: str = "<config>") -> T:
     if walker.mistakes:
         raise YamlErrors(walker.mistakes)
     return cast(T, value)
+
+
+def line_of(path: Path, key: str) -> int:
+    """Return the line of a key such as `cameras[0].source.uri`, or of the nearest thing around it that is there.
+
+    For what is found only after a file was read. A key may hold dots itself: the longest that is there is meant.
+    """
+    node, line, rest = yaml.compose(path.read_bytes().decode("utf-8"), Loader=yaml.SafeLoader), 1, key
+    while rest and node is not None:
+        line = node.start_mark.line + 1
+        node, rest = _inside(node, rest)
+    return line if node is None else node.start_mark.line + 1
+
+
+def _inside(node: yaml.Node, key: str) -> tuple[yaml.Node | None, str]:
+    """Return the node that the first part of a key names, and the rest of the key."""
+    if isinstance(node, yaml.SequenceNode) and (index := re.match(r"\[(\d+)\]\.?", key)):
+        entry = int(index[1])
+        return (node.value[entry] if entry < len(node.value) else None), key[index.end() :]
+    if isinstance(node, yaml.MappingNode):
+        for name, value in sorted(node.value, key=lambda pair: -len(str(pair[0].value))):
+            if key == name.value or key.startswith((f"{name.value}.", f"{name.value}[")):
+                return value, key[len(name.value) :].removeprefix(".")
+    return None, key
 
 
 def _compose(data: bytes, name: str) -> yaml.Node:
@@ -310,6 +334,8 @@ def _python_type(type_: mi.Type) -> Any:
             return cls
         case mi.DateTimeType(tz=tz):
             return _annotated(datetime, tz=tz)
+        case mi.DateType():
+            return date
         case _:
             return Any
 
@@ -350,6 +376,8 @@ def _expected(type_: mi.Type) -> str:
             return "nothing"
         case mi.DateTimeType():
             return "a date and time with a zone, such as 2026-01-31T08:00:00Z"
+        case mi.DateType():
+            return "a day, such as 2026-01-31"
         case _:
             return type(type_).__name__.removesuffix("Type").lower()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from edge.assembly import find_bundle, preview_token, source_spec
 from edge.config import LoadedConfig, load_box
 from edge.errors import ConfigError, EdgeError
+from edge.identity import faults, head_manifests, today_utc
 from edge.publish.publisher import publisher_settings
 
 
@@ -16,8 +17,8 @@ def check(path: Path) -> str:
     """
     config = load_box(path)
     wrong = [*_cameras(config), *_models(config), *_broker(config), *_page(config)]
-    if wrong:
-        raise ConfigError("\n".join(f"{path}: {text}" for text in wrong))
+    if wrong := [*(f"{path}: {text}" for text in wrong), *faults(config, head_manifests(config), today_utc())]:
+        raise ConfigError("\n".join(wrong))
     return _summary(config)
 
 
@@ -77,7 +78,9 @@ def _summary(config: LoadedConfig) -> str:
         masks = f", {len(camera.masks)} privacy masks" if camera.masks else ""
         lines.append(f"  camera {camera.id}: {spec.kind} {spec.shown}, {camera.detector}, {rate}{masks}")
     lines += [
-        f"  head {head.name}: {head.bundle_name}" + (f", purpose: {head.purpose}" if head.purpose else "")
+        f"  head {head.name}: {head.bundle_name}"
+        + (f", purpose: {head.purpose}" if head.purpose else "")
+        + "".join(f", consent of {label!r} until {consent.until}" for label, consent in head.consent.items())
         for head in box.heads
     ]
     lines.append(f"  broker {box.mqtt.host}:{box.mqtt.port}, MQTT {box.mqtt.protocol}, database {box.database}")

@@ -21,6 +21,7 @@ from edge.flash.manifest import ANY_CLASS, CONFIG, Manifest
 from edge.flash.portable import Contents, gather
 from edge.flash.signing import decode_public, encode_public, key_id, load_private, load_public
 from edge.flash.slots import SUFFIX, FlashState, Identity, Result, write_durably
+from edge.identity import head_manifests, require_consents, today_utc
 
 
 class SeenProgram(msgspec.Struct, frozen=True):
@@ -91,6 +92,7 @@ def build(
     config = load_box(config_path)
     load_private(key_path)  # before models are read
     contents = gather(config)
+    require_consents(config, head_manifests(config), today_utc())
     manifest = Manifest(
         site=config.box.site,
         box=config.box.box,

@@ -89,6 +89,8 @@ def contradiction(manifest: Manifest) -> str | None:
         return "outputs is empty, expected the output names in the decoder's order"
     if manifest.task == "classifier" and len(manifest.labels) < 2:
         return f"labels is {manifest.labels}, expected at least two for a classifier"
+    if strangers := [label for label in manifest.people if label not in manifest.labels]:
+        return f"identifies names {', '.join(strangers)}, expected labels out of {', '.join(manifest.labels) or 'none'}"
     for xml, weights in IR_PAIRS:
         if (xml in manifest.files) != (weights in manifest.files):
             return f"files has only one of {xml} and {weights}, expected both"

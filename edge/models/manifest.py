@@ -6,10 +6,12 @@
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Task = Literal["detector", "classifier", "landmarks", "embedder"]
 Decoder = Literal["yolov10", "yunet", "ssd", "single_box", "softmax", "sigmoid", "points", "vector"]
 Fit = Literal["letterbox", "stretch", "align"]
+ME = "me"
 Role = Literal["onnx", "xml", "bin", "fp16_xml", "fp16_bin", "golden", "checkpoint"]
 
 
@@ -64,7 +66,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `outputs` lists the output tensor names in the order the decoder wants them. `score_threshold` is that of this
     quantized artefact (detector: keep a box; classifier: below it the head abstains). `crop_margin` is the fraction
-    of the face box added on every side, as the student was trained.
+    of the face box added on every side, as the student was trained. `identifies` are the labels that each stand for one
+    person, such as `me`; () says that none does. A bundle that says nothing is not written with the key, so that a
+    program from before it still reads the bundle; it refuses one that recognizes somebody, as it must.
     """
 
     name: str
@@ -86,3 +90,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency: tuple[Measurement, ...] = ()
     notes: str = ""
     schema: int = 1
+    identifies: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """Return the labels that each stand for one person: as stated, else one that is called `me`."""
+        if self.identifies is UNSET:
+            return tuple(label for label in self.labels if label.strip().lower() == ME)
+        return self.identifies

@@ -5,7 +5,7 @@ crop only its probabilities are kept, and those die with the track: no pixels ou
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,11 @@ class Attributes:
         self._find_points = find_points
         self.crop_s = self.infer_s = 0.0
         self._turn = 0
+        self._off: frozenset[str] = frozenset()
+
+    def switch_off(self, names: Iterable[str]) -> None:
+        """Silence these heads and no others, from any thread: they are not asked, abstain, and forget what they saw."""
+        self._off = frozenset(names)
 
     def observe(
         self,
@@ -117,7 +122,7 @@ class Attributes:
         self._turn += 1
         started = time.perf_counter()
         sides = side_px(xyxy)
-        bars = {name: self._bars(head, track_ids.tolist(), sides.tolist()) for name, head in self._heads.items()}
+        bars = {name: self._bars(head, track_ids.tolist(), sides.tolist()) for name, head in self._asked().items()}
         if not any(bars.values()):
             return
         if landmarks is None and self._find_points is not None:
@@ -126,14 +131,17 @@ class Attributes:
         rows = {name: self._deserving(self._heads[name], track_ids, bars[name], quality) for name in bars}
         self.crop_s = time.perf_counter() - started
         for view in dict.fromkeys(head.view for head in self._heads.values()):
-            asked = {name: rows[name] for name, head in self._heads.items() if head.view == view and rows[name]}
+            asked = {name: rows[name] for name in rows if self._heads[name].view == view and rows[name]}
             if asked:
                 self._ask(asked, frame, track_ids, xyxy, sides)
 
     def votes(self, track_id: int) -> dict[str, Vote]:
-        """Return every head's vote on a track; a track never seen well enough gets abstentions."""
+        """Return every head's vote on a track; one that is off abstains, and all do of a face never seen well."""
+        off = self._off
         return {
-            name: ballot.vote(head.labels, head.threshold) if (ballot := head.ballots.get(track_id)) else NOTHING
+            name: ballot.vote(head.labels, head.threshold)
+            if name not in off and (ballot := head.ballots.get(track_id))
+            else NOTHING
             for name, head in self._heads.items()
         }
 
@@ -141,6 +149,13 @@ class Attributes:
         """Drop all that is known of a track."""
         for head in self._heads.values():
             head.ballots.pop(track_id, None)
+
+    def _asked(self) -> dict[str, Head]:
+        """Return the heads that are on; the others lose their ballots, here where nobody else turns them over."""
+        off = self._off
+        for name in off & self._heads.keys():
+            self._heads[name].ballots.clear()
+        return {name: head for name, head in self._heads.items() if name not in off}
 
     def _bars(self, head: Head, track_ids: Sequence[int], sides: Sequence[float]) -> dict[int, float]:
         """Return, for each row large enough and not settled, the quality it must beat to be worth an inference."""

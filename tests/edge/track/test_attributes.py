@@ -311,3 +311,20 @@ def test_real_runtime_classifies_a_batch_of_faces(bundles, frame):
     rows = boxes(box(100, 30, 50), box(100, 230, 50), box(100, 430, 50))
     attributes.observe(noise, ids(5, 6, 7), rows)
     assert [attributes.votes(t)["colour"].label for t in (5, 6, 7)] == ["red", "green", "blue"]
+
+
+def test_a_head_that_is_switched_off_is_not_asked_abstains_and_forgets(frame):
+    student, other = FakeStudent(), FakeStudent()
+    attributes = Attributes(
+        {"me": head(student), "age": head(other)}, {n: HeadParams(n, spacing=1) for n in ("me", "age")}
+    )
+    watch(attributes, frame, 2)
+    assert attributes.votes(1)["me"].label == "male"
+    attributes.switch_off(["me"])
+    assert attributes.votes(1)["me"].index == -1  # at once, without another frame
+    watch(attributes, frame, 2)
+    assert (student.crops, other.crops) == (2, 4)
+    attributes.switch_off([])
+    assert attributes.votes(1)["me"].samples == 0  # what it had seen before is gone
+    watch(attributes, frame, 1)
+    assert attributes.votes(1)["me"].label == "male"
