@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -54,6 +55,7 @@ def write_trained(
     origin: Origin,
     max_drop: float,
     console: Console,
+    identifies: tuple[str, ...] | UnsetType = UNSET,
     beside: Callable[[Path], None] = lambda _: None,
 ) -> Manifest:
     """Write the bundle of a softmax head and print its table.
@@ -68,6 +70,7 @@ def write_trained(
         origin: for the manifest.
         max_drop: points of accuracy INT8 may lose; one face of the test may always change.
         console: for the table.
+        identifies: labels that each stand for one person, for the manifest.
         beside: writes more files into the bundle.
     """
 
@@ -94,6 +97,7 @@ def write_trained(
         architecture=origin.architecture,
         calibration=Calibration("its training faces", *_drawn(learnt)),
         notes=origin.notes,
+        identifies=identifies,
     )
     job = Job(
         model=model,

@@ -6,12 +6,14 @@ view into features, and one linear layer learns to tell the classes apart. Twent
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from msgspec import UNSET
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from rich.console import Console
@@ -28,7 +30,7 @@ from converters.quantization.quantize import network_input
 from converters.training.course import SIZE_PX
 from edge.config import SHIPPED_MODELS
 from edge.models.bundle import MANIFEST, load_bundle
-from edge.models.manifest import Input
+from edge.models.manifest import ME, Input
 
 Floats = NDArray[np.float32]
 BASE = SHIPPED_MODELS / "gender-student" / "checkpoint.pt"  # the blocks have learnt age, race and emotion with it
@@ -39,6 +41,7 @@ FOLD = 64  # pictures per call of the base
 RIGHT = 0.95  # share of answers above the threshold that should be right, on faces left out of the fit
 LEAST_ANSWERED = 0.5
 LOGIT = "logits"
+NOBODY = "nobody"
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("your own classes, such as me and not me").add_argument
     add("--pictures", type=Path, help="folder with a subfolder of pictures per class (20 are enough), or a CSV")
     add("--labels", default="", help="classes in the order of the outputs, separated by commas (default: all)")
+    add("--identifies", default="", metavar="LABELS", help="classes that are one person each, separated by commas: a "
+        "box asks for their consent; nobody: none is (default: the class `me`)")  # fmt: skip
     add("--bundle", type=Path, help="the bundle's folder")
     add("--base", type=Path, default=BASE, help="network that stays frozen: ONNX, Keras, torch (default: our student)")
     add("--size", type=int, default=0, help="side of its input, where the file does not say")
@@ -266,6 +271,11 @@ def run_pictures(args: argparse.Namespace) -> int:
         raise ConvertError(f"--times {args.times}, expected at least 1")
     console = Console()
     album = album_of(args.pictures, args, console)
+    people = people_of(args.identifies, album.labels)
+    console.print(
+        f"recognizes {', '.join(people)}: a box asks for consent" if people else
+        "recognizes nobody; where a class is one person, say so: --identifies LABEL"
+    )  # fmt: skip
     learnt = album.split("train")
     console.print(f"{learnt.counts()} to learn from, {album.split('test').counts()} held out")
     ours = format_of(args.base) == "torch" and not args.module
@@ -285,8 +295,25 @@ def run_pictures(args: argparse.Namespace) -> int:
     write_trained(
         with_head(base, head), base.source, album, args.bundle, margin=args.margin, threshold=threshold,
         origin=origin, max_drop=args.max_drop, console=console,
+        identifies=people if people or args.identifies else UNSET,
     )  # fmt: skip
     return 0
+
+
+def people_of(told: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes that are one person each, as told; untold, the one that is called `me`.
+
+    Raises:
+        ConvertError: a class that is told of is none.
+    """
+    people = tuple(label.strip() for label in told.split(",") if label.strip())
+    if not people:
+        return tuple(label for label in labels if label.strip().lower() == ME)
+    if people == (NOBODY,) and NOBODY not in labels:
+        return ()
+    if unknown := [label for label in people if label not in labels]:
+        raise ConvertError(f"--identifies names {', '.join(unknown)}, expected classes out of {', '.join(labels)}")
+    return people
 
 
 def _name(base: Path) -> str:
@@ -302,6 +329,7 @@ def _licence(base: Path) -> str:
 def _command(args: argparse.Namespace) -> str:
     words = ["facefleet-convert", "train-student", "--pictures", args.pictures.name, "--base", _name(args.base)]
     words += ["--labels", args.labels] if args.labels else []
+    words += ["--identifies", args.identifies] if args.identifies else []
     words += ["--times", args.times, "--margin", f"{args.margin:g}", "--seed", args.seed, "--held-out", args.held_out]
     words += ["--whole"] if args.whole else []
     for key in ("size", "color", "mean", "scale", "module"):

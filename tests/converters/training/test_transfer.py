@@ -13,6 +13,7 @@ ort = pytest.importorskip("onnxruntime", reason="needs the extra edge")
 from converters.checkpoints.network import Told  # noqa: E402
 from converters.cli import main  # noqa: E402
 from converters.data.album import cut_faces, listed, whole, with_splits  # noqa: E402
+from converters.errors import ConvertError  # noqa: E402
 from converters.training.transfer import (  # noqa: E402
     BASE,
     Linear,
@@ -20,6 +21,7 @@ from converters.training.transfer import (  # noqa: E402
     calibrated,
     fit,
     left_out,
+    people_of,
     views,
     with_head,
 )
@@ -143,6 +145,26 @@ def test_shown_views_are_the_same_for_the_same_seed(keras_head: Path, tmp_path: 
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("told", "labels", "people"),
+    [
+        ("", ("me", "other"), ("me",)),
+        ("", ("glasses", "none"), ()),
+        ("nobody", ("me", "other"), ()),
+        ("anna, ben", ("anna", "ben", "other"), ("anna", "ben")),
+    ],
+)
+def test_a_class_is_a_person_when_told_so_or_called_me(
+    told: str, labels: tuple[str, ...], people: tuple[str, ...]
+) -> None:
+    assert people_of(told, labels) == people
+
+
+def test_a_person_who_is_no_class_is_refused() -> None:
+    with pytest.raises(ConvertError, match="--identifies names anna, expected classes out of me, other"):
+        people_of("anna", ("me", "other"))
+
+
 @pytest.mark.slow
 def test_twenty_pictures_become_a_head_that_a_box_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nncf", reason="needs the extra convert")
@@ -154,6 +176,7 @@ def test_twenty_pictures_become_a_head_that_a_box_runs(tmp_path: Path, capsys: p
     manifest = load_bundle(out).manifest
     assert (manifest.labels, manifest.crop_margin, manifest.decoder) == (("me", "other"), 0.1, "softmax")
     assert manifest.licence == "research-only"  # as the base says
+    assert manifest.identifies == ("me",)  # so that a box asks for consent
     assert "--pictures faces --base gender-student/checkpoint.pt" in manifest.accuracy[0].command
     figures = {line.artefact: line.value for line in manifest.accuracy if line.metric == "accuracy"}
     assert figures["int8_openvino"] == figures["int8_onnx"] == figures["fp32"] == 1.0
