@@ -29,14 +29,16 @@ class Rates:
 
     `mosaic`, `zoom` and `paste` are shares of the views; what is left shows a picture as a whole. `zoom` cuts around
     one face so that its long side fills 0.25–1.1 of the frame, or into a picture without faces; `paste` sets large
-    faces into other pictures, so that the surroundings of a face say nothing. `backdrop` is how often a picture lies
+    faces into other pictures, so that the surroundings of a face say nothing; `empty` shows no face at all: a part of a
+    picture beside its faces, enlarged, or shapes made up. `backdrop` is how often a picture lies
     on something else than the letterbox's grey; `motion` is how often a view without faces is smeared, `still` the
     share of that for a view with faces.
     """
 
-    mosaic: float = 0.40
-    zoom: float = 0.25
+    mosaic: float = 0.37
+    zoom: float = 0.23
     paste: float = 0.10
+    empty: float = 0.10
     backdrop: float = 0.25
     flip: float = 0.5
     grey: float = 0.08
@@ -208,6 +210,53 @@ def paste(image: Image, face: Boxes, canvas: Image, taken: Boxes, rng: np.random
     return visible(box, size, size)
 
 
+def beside(sample: Sample, canvas: Image, rng: np.random.Generator) -> bool:
+    """Fill `canvas` with a part of the picture that shows no face, enlarged; False where no part was found."""
+    height, width = sample.image.shape[:2]
+    for _ in range(8):
+        side = float(rng.uniform(0.15, 0.6)) * min(height, width)
+        x, y = float(rng.uniform(0, width - side)), float(rng.uniform(0, height - side))
+        margin = 0.3 * (sample.boxes[:, 2:] - sample.boxes[:, :2])  # hair and neck belong to the face
+        low, high = sample.boxes[:, :2] - margin, sample.boxes[:, 2:] + margin
+        if np.any((low < [x + side, y + side]).all(1) & (high > [x, y]).all(1)):
+            continue
+        scale = len(canvas) / side
+        warp(sample.image, np.zeros((0, 4), np.float32), scale, (-x * scale, -y * scale), canvas, smooth=False)
+        return True
+    return False
+
+
+def shapes(canvas: Image, rng: np.random.Generator) -> None:
+    """Fill `canvas` with soft shapes in the colours of skin, wood, walls and lamps: round and bright, yet no face."""
+    side = int(rng.choice((64, 128, 224)))
+    image = np.full((side, side, 3), colour(rng), np.uint8)
+    for _ in range(int(rng.integers(2, 9))):
+        layer, centre = image.copy(), tuple(int(v) for v in rng.uniform(0, side, 2))
+        axes = tuple(int(v) for v in rng.uniform(0.05, 0.55, 2) * side)
+        angle = float(rng.uniform(0, 180))
+        if rng.random() < 0.6:
+            cv2.ellipse(layer, centre, axes, angle, 0, 360, colour(rng), -1, cv2.LINE_AA)
+        else:
+            corners = cv2.boxPoints((centre, (2 * axes[0], 2 * axes[1]), angle))
+            cv2.fillConvexPoly(layer, corners.astype(np.int32), colour(rng), cv2.LINE_AA)
+        lit = np.linspace(rng.uniform(0.5, 1), rng.uniform(0.5, 1), side, dtype=np.float32)[:, None]
+        lit = lit[..., None] if rng.random() < 0.5 else lit[None]
+        image = np.asarray(layer * lit + image * (1 - lit), np.uint8)
+        if rng.random() < 0.4:
+            image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.3, 0.04 * side))), np.uint8)
+    canvas[:] = cv2.resize(image, (len(canvas), len(canvas)), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.5:
+        cv2.add(canvas, rng.integers(0, 2 + int(rng.integers(20)), canvas.shape, dtype=np.uint8), dst=canvas)
+
+
+def colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Return BGR, half of the time warm as skin and wood are."""
+    warm = rng.random() < 0.5
+    hsv = (rng.uniform(2, 22), rng.uniform(30, 170), rng.uniform(40, 256)) if warm else rng.uniform(0, (180, 200, 256))
+    blue, green, red = cv2.cvtColor(np.array([[hsv]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return blue, green, red
+
+
 def recoloured(image: Image, rng: np.random.Generator, depth: float) -> Image:
     """Change gain, contrast and white balance by up to `depth`."""
     gain = rng.uniform(1 - depth, 1 + depth) * rng.uniform(1 - 0.3 * depth, 1 + 0.3 * depth, 3)
@@ -235,7 +284,7 @@ def weathered(image: Image, faces: bool, rates: Rates, rng: np.random.Generator)
     if rng.random() < rates.motion * (rates.still if faces else 1):
         return moved(image, rng)
     if rng.random() < rates.blur:
-        return np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 1.8))), np.uint8)
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 1.8 if faces else 6.0))), np.uint8)
     return image
 
 
@@ -247,6 +296,10 @@ def view(pool: Pool, size: int, rates: Rates, rng: np.random.Generator) -> tuple
         boxes = mosaic([pool.draw(rng) for _ in range(4)], image, rng)
     elif choice < rates.mosaic + rates.zoom:
         boxes = zoomed(pool.draw(rng), image, rng)
+    elif choice < rates.mosaic + rates.zoom + rates.empty:
+        boxes = np.zeros((0, 4), np.float32)
+        if rng.random() < 0.4 or not beside(pool.draw(rng), image, rng):
+            shapes(image, rng)
     else:
         boxes = whole(pool.draw(rng), image, rng)
     if choice > 1 - rates.paste:

@@ -8,9 +8,11 @@ from converters.data.augment_detection import (
     Pool,
     Rates,
     backdrop,
+    beside,
     mosaic,
     moved,
     paste,
+    shapes,
     view,
     visible,
     warp,
@@ -160,3 +162,38 @@ def test_a_picture_without_faces_is_shown_enlarged() -> None:
         assert not len(zoomed(empty, canvas, np.random.default_rng(seed)))
         assert (canvas == PADDING).all(axis=2).mean() < 0.3
     assert len(whole(red_square(), grey(256), np.random.default_rng(0), (1.0, 1.0))) == 1
+
+
+def test_a_part_beside_the_faces_shows_none_of_them() -> None:
+    sample, found = red_square(side=30), 0
+    for seed in range(40):
+        canvas = grey(96)
+        if beside(sample, canvas, np.random.default_rng(seed)):
+            found += 1
+            assert (canvas == 90).all(), "the picture's own grey and nothing else"
+    assert found > 30
+
+
+def test_no_part_is_found_beside_a_face_that_fills_the_picture() -> None:
+    sample = red_square(side=90)
+    boxes = np.array([[0, 0, 160, 120]], np.float32)
+    sample = type(sample)(sample.name, sample.image, boxes, sample.source, "")
+    canvas = grey(96)
+    assert not beside(sample, canvas, np.random.default_rng(0))
+    assert (canvas == PADDING).all()
+
+
+def test_made_up_shapes_cover_the_frame_and_differ_every_time() -> None:
+    frames = []
+    for seed in range(5):
+        frames.append(grey(96))
+        shapes(frames[-1], np.random.default_rng(seed))
+    assert all(np.ptp(frame) > 20 for frame in frames)
+    assert len({frame.tobytes() for frame in frames}) == 5
+
+
+def test_views_without_a_face_come_at_their_rate() -> None:
+    pool = Pool([red_square()], Rates())
+    rates = Rates(mosaic=0.0, zoom=0.0, paste=0.0, empty=0.5)
+    without = np.mean([not len(view(pool, 64, rates, np.random.default_rng(seed))[1]) for seed in range(300)])
+    assert without == pytest.approx(0.5, abs=0.1)
