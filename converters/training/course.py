@@ -5,7 +5,7 @@ Driven by `training.student` (labels of data sets) and `training.distill` (a tea
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,8 @@ from converters.checkpoints.inert_pickle import plain_tensors, read_checkpoint
 from converters.data.augment_faces import augment
 from converters.errors import ConvertError
 from converters.nets.student import WIDTHS, Student
-from converters.training.schedule import follow, optimizer_of, rate_factor
+from converters.training import state as training_state
+from converters.training.schedule import optimizer_of
 
 SIZE_PX = 64
 CHECK_EVERY = 3  # epochs
@@ -69,18 +70,7 @@ class Material(Protocol):
 
 
 Check = Callable[[Student], Mapping[str, float]]
-
-
-@dataclass
-class State:
-    """Everything that must survive an interruption."""
-
-    student: Student
-    average: Student
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    spent_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+State = training_state.State[Student, dict[str, float]]
 
 
 def train(course: Course, material: Material, check: Check, folder: Path) -> State:
@@ -90,10 +80,10 @@ def train(course: Course, material: Material, check: Check, folder: Path) -> Sta
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
     with Progress(*columns) as progress:
         task = progress.add_task("epochs", total=course.epochs, completed=state.epoch, note="")
-        while state.epoch < course.epochs and _progress(course, state) < 1:
+        while state.epoch < course.epochs and state.progress(course.epochs, course.minutes) < 1:
             _epoch(course, state, material)
-            _keep(course, state, folder / "state.pt")
-            if state.epoch % CHECK_EVERY and _progress(course, state) < 1:
+            state.keep(folder / "state.pt")
+            if state.epoch % CHECK_EVERY and state.progress(course.epochs, course.minutes) < 1:
                 progress.update(task, completed=state.epoch)
                 continue
             figures = dict(check(state.average))
@@ -113,29 +103,20 @@ def _epoch(course: Course, state: State, material: Material) -> None:
     order = used[torch.randperm(len(used), generator=rng)]
     began = time.monotonic()
     before_s = state.spent_s
-    state.student.train()
+    state.net.train()
     for step, pick in enumerate(order.split(course.batch)):
         if len(pick) < 8:  # batch norm learns nothing from a handful
             continue
         share = (state.epoch + step * course.batch / len(order)) / course.epochs
-        for group in state.optimizer.param_groups:
-            group["lr"] = course.rate * rate_factor(max(share, _progress(course, state)))
+        share = max(share, state.progress(course.epochs, course.minutes))
         x = augment(material.pictures[pick], material.inside[pick], course.size_px, course.margin, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = state.student(x.to(memory_format=torch.channels_last))
+            logits = state.net(x.to(memory_format=torch.channels_last))
         value = material.loss(logits, x, pick)
-        state.optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(state.student.parameters(), 3.0)
-        state.optimizer.step()
         done = state.epoch * len(order) / course.batch + step
-        follow(state.average, state.student, decay=min(0.998, 1 - 1 / (1 + done)))
+        state.learn(value, course.rate, share, clip=3.0, decay=min(0.998, 1 - 1 / (1 + done)))
         state.spent_s = before_s + time.monotonic() - began
     state.epoch += 1
-
-
-def _progress(course: Course, state: State) -> float:
-    return max(state.epoch / course.epochs, state.spent_s / 60 / course.minutes)
 
 
 def _start(course: Course, outputs: int, path: Path) -> State:
@@ -146,15 +127,8 @@ def _start(course: Course, outputs: int, path: Path) -> State:
     student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     average = Student(student.classify.out_features, course.widths)
     average.load_state_dict(student.state_dict())
-    state = State(student, average, optimizer_of(student, course.rate))
-    if path.is_file():
-        saved = torch.load(path, weights_only=True)
-        if saved["plan"] != course.identity():
-            raise ConvertError(f"{path} belongs to another plan ({saved['plan']}); name a fresh folder for the state")
-        student.load_state_dict(saved["student"])
-        average.load_state_dict(saved["average"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.epoch, state.spent_s, state.history = saved["epoch"], saved["spent_s"], saved["history"]
+    state = State(student, average, optimizer_of(student, course.rate), course.identity())
+    state.resume(path)
     return state
 
 
@@ -166,18 +140,3 @@ def _initialise(student: Student, checkpoint: Path) -> None:
     if missing := [k for k in own if k.startswith("blocks.") and k not in fitting]:
         raise ConvertError(f"{checkpoint} lacks {missing[0]} in the shape this student has; use the same widths")
     student.load_state_dict({**own, **fitting})
-
-
-def _keep(course: Course, state: State, path: Path) -> None:
-    """Write the state aside and rename it, so that a power cut leaves the last whole one."""
-    saved = {
-        "plan": course.identity(),
-        "student": state.student.state_dict(),
-        "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "epoch": state.epoch,
-        "spent_s": state.spent_s,
-        "history": state.history,
-    }
-    torch.save(saved, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)

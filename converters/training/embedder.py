@@ -8,8 +8,9 @@ Started from a head's blocks, the last layer is first set in closed form (`train
 
 import argparse
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from converters.errors import ConvertError
 from converters.evaluation.verification import area, rate_at, roc
 from converters.nets.embedder import DIMENSIONS, Embedder
 from converters.nets.student import WIDTHS
+from converters.training import state as training_state
 from converters.training.discriminant import Looked, set_project
 from converters.training.lessons import spans
-from converters.training.schedule import follow, optimizer_of, rate_factor
+from converters.training.schedule import optimizer_of
 
 TRAITS = ("age", "gender", "race")
 CHECK_EVERY = 2  # epochs
@@ -79,18 +81,25 @@ class Material:
     pictures_of: tuple[NDArray[np.intp], ...]
 
 
-@dataclass
-class State:
-    """Everything that must survive an interruption."""
+@dataclass(kw_only=True)
+class State(training_state.State[Embedder, dict[str, float]]):
+    """A run with its queue of earlier faces: (K, D) vectors and (K, 2) their person and circle."""
 
-    net: Embedder
-    average: Embedder
-    optimizer: torch.optim.Optimizer
     queue: Tensor
     queue_ids: Tensor
-    epoch: int = 0
-    spent_s: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+
+    def progress(self, epochs: int, minutes: float) -> float:
+        """Return the share of the run that is over; a run of no epochs stays at the closed form."""
+        return super().progress(epochs, minutes) if epochs else 1.0
+
+    def kept(self) -> dict[str, Any]:
+        """Return what is written."""
+        return super().kept() | {"queue": self.queue, "queue_ids": self.queue_ids}
+
+    def take(self, saved: dict[str, Any]) -> None:
+        """Become what was written."""
+        super().take(saved)
+        self.queue, self.queue_ids = saved["queue"], saved["queue_ids"]
 
 
 def material(faces: AlignedFaces) -> Material:
@@ -165,13 +174,13 @@ def train(plan: Plan, learn: Material, check: Material, folder: Path) -> State:
         if plan.init and not state.history:
             _begin(plan, state, learn)
             state.history.append({"epoch": 0, **two_looks(state.average, check)})
-            _keep(plan, state, folder / "state.pt")
+            state.keep(folder / "state.pt")
             progress.console.print("last layer in closed form:", state.history[-1])
-        while _progress(plan, state) < 1:
+        while state.progress(plan.epochs, plan.minutes) < 1:
             value = _epoch(plan, state, learn)
-            if state.epoch % CHECK_EVERY == 0 or _progress(plan, state) >= 1:
+            if state.epoch % CHECK_EVERY == 0 or state.progress(plan.epochs, plan.minutes) >= 1:
                 state.history.append({"epoch": state.epoch, "loss": value, **two_looks(state.average, check)})
-            _keep(plan, state, folder / "state.pt")
+            state.keep(folder / "state.pt")
             note = " ".join(f"{name} {figure:.3f}" for name, figure in (state.history or [{"loss": value}])[-1].items())
             progress.update(task, completed=state.epoch, note=note)
             if not progress.console.is_terminal:
@@ -225,9 +234,7 @@ def _epoch(plan: Plan, state: State, learn: Material) -> float:
     steps = max(1, len(pairs) // plan.batch)
     total = 0.0
     for step, pick in enumerate(pairs[: steps * plan.batch].split(plan.batch)):
-        share = max((state.epoch + step / steps) / plan.epochs, _progress(plan, state))
-        for group in state.optimizer.param_groups:
-            group["lr"] = plan.rate * rate_factor(share)
+        share = max((state.epoch + step / steps) / plan.epochs, state.progress(plan.epochs, plan.minutes))
         rows = torch.cat([pick[:, 0], pick[:, 1]])
         with torch.autocast("cpu", torch.bfloat16):
             features = state.net.features(looks(learn.pictures[rows], rng).to(memory_format=torch.channels_last))
@@ -236,12 +243,8 @@ def _epoch(plan: Plan, state: State, learn: Material) -> float:
         value = contrast(embedded, person, circle, state.queue, state.queue_ids, plan.temperature)
         assert state.net.traits is not None
         helped = value + plan.traits * trait_loss(state.net.traits(features), learn.traits[rows])
-        state.optimizer.zero_grad()
-        helped.backward()
-        torch.nn.utils.clip_grad_norm_(state.net.parameters(), 3.0)
-        state.optimizer.step()
+        state.learn(helped, plan.rate, share, clip=3.0, decay=min(0.998, 1 - 1 / (1 + state.epoch * steps + step)))
         _remember(state, embedded.detach()[: len(pick)], torch.stack([person, circle], 1))
-        follow(state.average, state.net, min(0.998, 1 - 1 / (1 + state.epoch * steps + step)))
         total += float(value.detach())
         state.spent_s = before_s + time.process_time() - began
     state.epoch += 1
@@ -255,12 +258,6 @@ def _remember(state: State, embedded: Tensor, ids: Tensor) -> None:
     state.queue_ids = torch.cat([state.queue_ids, ids])[-keep:] if keep else state.queue_ids
 
 
-def _progress(plan: Plan, state: State) -> float:
-    if plan.epochs == 0:
-        return 1.0
-    return max(state.epoch / plan.epochs, state.spent_s / 60 / plan.minutes)
-
-
 def _start(plan: Plan, path: Path) -> State:
     torch.manual_seed(plan.seed)
     net, average = (Embedder(plan.widths, sum(n for _, n in spans(TRAITS))) for _ in range(2))
@@ -269,16 +266,9 @@ def _start(plan: Plan, path: Path) -> State:
     average.load_state_dict(net.state_dict())
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     nobody = torch.full((plan.queue, 2), -1, dtype=torch.int64)
-    state = State(net, average, optimizer_of(net, plan.rate), torch.zeros(plan.queue, DIMENSIONS), nobody)
-    if path.is_file():
-        saved = torch.load(path, weights_only=True)
-        if saved["plan"] != _identity(plan):
-            raise ConvertError(f"{path} belongs to another plan ({saved['plan']}); give --out a fresh folder")
-        net.load_state_dict(saved["net"])
-        average.load_state_dict(saved["average"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.queue, state.queue_ids = saved["queue"], saved["queue_ids"]
-        state.epoch, state.spent_s, state.history = saved["epoch"], saved["spent_s"], saved["history"]
+    empty = torch.zeros(plan.queue, DIMENSIONS)
+    state = State(net, average, optimizer_of(net, plan.rate), _identity(plan), queue=empty, queue_ids=nobody)
+    state.resume(path)
     return state
 
 
@@ -305,22 +295,6 @@ def _identity(plan: Plan) -> str:
         f"queue {plan.queue} traits {plan.traits:g} clips {plan.clip_share:g} seed {plan.seed} "
         f"widths {'-'.join(map(str, plan.widths))} init {plan.init.parent.name if plan.init else 'none'}"
     )
-
-
-def _keep(plan: Plan, state: State, path: Path) -> None:
-    saved = {
-        "plan": _identity(plan),
-        "net": state.net.state_dict(),
-        "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "queue": state.queue,
-        "queue_ids": state.queue_ids,
-        "epoch": state.epoch,
-        "spent_s": state.spent_s,
-        "history": state.history,
-    }
-    torch.save(saved, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

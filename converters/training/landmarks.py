@@ -6,7 +6,7 @@ Training is seeded, keeps its state after every round, goes on where it stopped,
 import argparse
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from converters.data.augment_points import STILL, Jitter, crops_with_points, weathered
 from converters.data.landmarks import CONTEXT, HELD_OUT, MarkedFaces, load
-from converters.errors import ConvertError
 from converters.nets.landmarks import WIDTHS, LandmarkNet
-from converters.training.schedule import follow, optimizer_of, rate_factor
+from converters.training import state as training_state
+from converters.training.schedule import optimizer_of
 
 SIZE_PX = 64
 CHECK_SHARE = 16  # one picture in sixteen is for checking on
@@ -53,16 +53,7 @@ class Material:
     scale: Tensor
 
 
-@dataclass
-class State:
-    """Everything that must survive an interruption."""
-
-    net: LandmarkNet
-    average: LandmarkNet
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    spent_s: float = 0.0
-    history: list[float] = field(default_factory=list)
+State = training_state.State[LandmarkNet, float]
 
 
 def material(faces: MarkedFaces) -> Material:
@@ -108,10 +99,10 @@ def train(plan: Plan, learn: Material, check: Material, folder: Path) -> State:
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
     with Progress(*columns) as progress:
         task = progress.add_task("epochs", total=plan.epochs, completed=state.epoch, note="")
-        while _progress(plan, state) < 1:
+        while state.progress(plan.epochs, plan.minutes) < 1:
             _epoch(plan, state, learn)
             state.history.append(error(state.average, check, plan.margin))
-            _keep(plan, state, folder / "state.pt")
+            state.keep(folder / "state.pt")
             note = f"off by {state.history[-1]:.2%} of the eye distance"
             progress.update(task, completed=state.epoch, note=note)
             if not progress.console.is_terminal and state.epoch % 10 == 0:
@@ -144,26 +135,16 @@ def _epoch(plan: Plan, state: State, learn: Material) -> None:
     state.net.train()
     steps = max(1, len(order) // plan.batch)
     for step, pick in enumerate(order[: steps * plan.batch].split(plan.batch)):
-        share = max((state.epoch + step / steps) / plan.epochs, _progress(plan, state))
-        for group in state.optimizer.param_groups:
-            group["lr"] = plan.rate * rate_factor(share)
+        share = max((state.epoch + step / steps) / plan.epochs, state.progress(plan.epochs, plan.minutes))
         x, wanted = crops_with_points(
             learn.pictures[pick], learn.points[pick], learn.tallness[pick], SIZE_PX, plan.margin, rng, Jitter()
         )
         with torch.autocast("cpu", torch.bfloat16):
             found = state.net(weathered(x, rng).to(memory_format=torch.channels_last))
         value = loss(found.float(), wanted, learn.scale[pick] * (1 + 2 * plan.margin) / (1 + 2 * CONTEXT))
-        state.optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(state.net.parameters(), 1.0)
-        state.optimizer.step()
-        follow(state.average, state.net, min(0.999, 1 - 1 / (1 + state.epoch * steps + step)))
+        state.learn(value, plan.rate, share, clip=1.0, decay=min(0.999, 1 - 1 / (1 + state.epoch * steps + step)))
         state.spent_s = before_s + time.process_time() - began
     state.epoch += 1
-
-
-def _progress(plan: Plan, state: State) -> float:
-    return max(state.epoch / plan.epochs, state.spent_s / 60 / plan.minutes)
 
 
 def _start(plan: Plan, path: Path) -> State:
@@ -171,15 +152,8 @@ def _start(plan: Plan, path: Path) -> State:
     net, average = LandmarkNet(plan.widths), LandmarkNet(plan.widths)
     average.load_state_dict(net.state_dict())
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    state = State(net, average, optimizer_of(net, plan.rate))
-    if path.is_file():
-        saved = torch.load(path, weights_only=True)
-        if saved["plan"] != _identity(plan):
-            raise ConvertError(f"{path} belongs to another plan ({saved['plan']}); give --out a fresh folder")
-        net.load_state_dict(saved["net"])
-        average.load_state_dict(saved["average"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.epoch, state.spent_s, state.history = saved["epoch"], saved["spent_s"], saved["history"]
+    state = State(net, average, optimizer_of(net, plan.rate), _identity(plan))
+    state.resume(path)
     return state
 
 
@@ -188,20 +162,6 @@ def _identity(plan: Plan) -> str:
     return f"epochs {plan.epochs} batch {plan.batch} rate {plan.rate:g} margin {plan.margin:g} seed {plan.seed} " + (
         f"widths {'-'.join(map(str, plan.widths))}"
     )
-
-
-def _keep(plan: Plan, state: State, path: Path) -> None:
-    saved = {
-        "plan": _identity(plan),
-        "net": state.net.state_dict(),
-        "average": state.average.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "epoch": state.epoch,
-        "spent_s": state.spent_s,
-        "history": state.history,
-    }
-    torch.save(saved, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

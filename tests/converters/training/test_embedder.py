@@ -24,6 +24,7 @@ from converters.training.embedder import (  # noqa: E402
     train,
     trait_loss,
 )
+from tests.converters.training.interrupted import StopsAfter  # noqa: E402
 
 pytestmark = pytest.mark.convert
 
@@ -120,25 +121,11 @@ def test_interrupted_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     faces = material(made_up(16))
     whole = train(PLAN, faces, faces, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(PLAN, StopsAfter(faces, batches=3), faces, tmp_path / "parts")  # type: ignore[arg-type]
+        train(PLAN, StopsAfter(faces, "traits", batches=3), faces, tmp_path / "parts")  # type: ignore[arg-type]
     resumed = train(PLAN, faces, faces, tmp_path / "parts")
     assert torch.equal(whole.queue, resumed.queue)
     for a, b in zip(whole.average.state_dict().values(), resumed.average.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-
-
-class StopsAfter:
-    """Material whose reader is interrupted by the user after some batches."""
-
-    def __init__(self, faces: object, batches: int) -> None:
-        self._faces, self._left = faces, batches
-
-    def __getattr__(self, name: str) -> object:
-        if name == "traits":
-            self._left -= 1
-            if self._left < 0:
-                raise KeyboardInterrupt
-        return getattr(self._faces, name)
 
 
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from converters.cli import main  # noqa: E402
 from converters.data.landmarks import CONTEXT_PX, MarkedFaces  # noqa: E402
 from converters.errors import ConvertError  # noqa: E402
 from converters.training.landmarks import Plan, error, loss, material, split, train  # noqa: E402
+from tests.converters.training.interrupted import StopsAfter  # noqa: E402
 
 pytestmark = pytest.mark.convert
 
@@ -86,24 +87,10 @@ def test_interrupted_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     faces = material(made_up(48))
     whole = train(PLAN, faces, faces, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(PLAN, StopsAfter(faces, batches=4), faces, tmp_path / "parts")  # type: ignore[arg-type]
+        train(PLAN, StopsAfter(faces, "tallness", batches=4), faces, tmp_path / "parts")  # type: ignore[arg-type]
     resumed = train(PLAN, faces, faces, tmp_path / "parts")
     for a, b in zip(whole.average.state_dict().values(), resumed.average.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-
-
-class StopsAfter:
-    """Material whose reader is interrupted by the user after some batches."""
-
-    def __init__(self, faces: object, batches: int) -> None:
-        self._faces, self._left = faces, batches
-
-    def __getattr__(self, name: str) -> object:
-        if name == "tallness":
-            self._left -= 1
-            if self._left < 0:
-                raise KeyboardInterrupt
-        return getattr(self._faces, name)
 
 
 def test_minutes_finish_the_schedule_early(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from converters.training.course import State  # noqa: E402
 from converters.training.course import train as follow  # noqa: E402
 from converters.training.lessons import Lessons, lessons, loss, spans  # noqa: E402
 from converters.training.student import Plan, balanced_accuracy, merge  # noqa: E402
+from tests.converters.training.interrupted import StopsAfter  # noqa: E402
 
 pytestmark = pytest.mark.convert
 
@@ -124,24 +125,10 @@ def test_interrupted_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     material = lessons(faces, PLAN.heads)
     whole = train(PLAN, material, faces, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(PLAN, StopsAfter(material, batches=5), faces, tmp_path / "parts")  # type: ignore[arg-type]
+        train(PLAN, StopsAfter(material, "pictures", batches=5), faces, tmp_path / "parts")  # type: ignore[arg-type]
     resumed = train(PLAN, material, faces, tmp_path / "parts")
     for a, b in zip(whole.average.state_dict().values(), resumed.average.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-
-
-class StopsAfter:
-    """Lessons that are interrupted by the user after some batches."""
-
-    def __init__(self, material: object, batches: int) -> None:
-        self._material, self._left = material, batches
-
-    def __getattr__(self, name: str) -> object:
-        if name == "pictures":
-            self._left -= 1
-            if self._left < 0:
-                raise KeyboardInterrupt
-        return getattr(self._material, name)
 
 
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
