@@ -170,7 +170,7 @@ def test_a_part_beside_the_faces_shows_none_of_them() -> None:
         canvas = grey(96)
         if beside(sample, canvas, np.random.default_rng(seed)):
             found += 1
-            assert (canvas == 90).all(), "the picture's own grey and nothing else"
+            assert np.ptp(canvas, axis=2).max() == 0, "only grey was beside the red face"
     assert found > 30
 
 
