@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from demo.errors import DemoError, DemoFailure
+from edge.errors import EdgeError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 DESCRIPTION = """\
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DemoError as error:
         print(f"facefleet-demo: {error}", file=sys.stderr)
         return FAILED if isinstance(error, DemoFailure) else USAGE
+    except EdgeError as error:  # no encoder, say
+        print(f"facefleet-demo: {error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from demo.portraits import PORTRAITS, portrait_path
 from demo.scene import Scene
 from demo.story import DURATION_S, FPS, FRAME_WH, frame_count
-from demo.video import VideoWriter, comment_of, suffix
+from edge.box import video as writing
+from edge.box.video import VideoWriter, comment_of, suffix
 
-SOURCES = ("portraits.py", "story.py", "scene.py", "video.py")  # what a rendered clip depends on
+SOURCES = ("portraits.py", "story.py", "scene.py")  # what a rendered clip depends on
 
 
 def render(
@@ -31,7 +32,7 @@ def render(
         The path written.
 
     Raises:
-        DemoError: a portrait or an encoder is missing.
+        DemoError: a portrait is missing; EdgeError: an encoder is.
         KeyboardInterrupt: `stopping` said so.
     """
     frames = frame_count(duration_s)
@@ -55,8 +56,8 @@ def rendered_before(path: Path) -> Path | None:
 def version() -> str:
     """Return the name of what a rendered clip depends on: our modules and the portraits."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    for path in (*(Path(__file__).with_name(name) for name in SOURCES), Path(writing.__file__)):
+        digest.update(path.read_bytes())
     for portrait in PORTRAITS.values():
         digest.update(portrait_path(portrait).read_bytes())
     return f"facefleet built-in clip {digest.hexdigest()[:12]}"

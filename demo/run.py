@@ -27,7 +27,7 @@ from demo.errors import DemoError, DemoFailure
 from demo.folder import results, scratch
 from demo.story import DURATION_S
 from demo.subject import Ports, Subject, builtin, look_at, write_config
-from demo.video import suffix
+from edge.box.video import suffix
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 PAGE_PORT = 8088

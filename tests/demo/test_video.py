@@ -1,7 +1,6 @@
 """Videos that browsers play, and the annotated video as an observer writes it."""
 
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from demo.video import AnnotatedVideo, VideoWriter, comment_of
+from demo.video import AnnotatedVideo
 from edge.capture.frames import Frame
 from edge.pipeline import Seen
 from edge.track.attributes import Vote
@@ -34,69 +33,6 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
     while (read := video.read())[0]:
         frames.append(np.asarray(read[1], np.uint8))
     return frames
-
-
-def test_every_picture_comes_out_again_in_order(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "a.mp4", (320, 180), 25) as video:
-        for i in range(40):
-            video.write(picture(40 + 4 * i), i / 25)
-    levels = [frame.mean() for frame in frames_of(video.path)]
-    assert len(levels) == 40
-    assert levels == sorted(levels)
-    assert levels[10] == pytest.approx(80, abs=3)
-
-
-def test_codec_and_container_are_what_browsers_play(tmp_path: Path) -> None:
-    """H.264 in yuv420p with the index in front, so that it plays while it loads; VP9 where there is no x264."""
-    with VideoWriter(tmp_path / "a.mp4", (320, 180), 25) as video:
-        video.write(picture(100), 0.0)
-    with av.open(str(video.path)) as file:
-        context = file.streams.video[0].codec_context
-        assert context.pix_fmt == "yuv420p"
-        assert context.name in ("h264", "vp9", "libvpx-vp9")
-        if context.name == "h264":
-            data = video.path.read_bytes()
-            assert data.index(b"moov") < data.index(b"mdat")
-            assert context.colorspace == 1  # BT.709
-
-
-def test_pictures_of_a_stuttering_camera_keep_their_times(tmp_path: Path) -> None:
-    times_s = [0.0, 0.04, 0.5, 0.5, 1.75]
-    with VideoWriter(tmp_path / "a.mp4", (320, 180), 25) as video:
-        for at_s in times_s:
-            video.write(picture(100), at_s)
-    with av.open(str(video.path)) as file:
-        shown_s = [float(frame.time) for frame in file.decode(video=0) if frame.time is not None]
-    assert shown_s == pytest.approx(times_s, abs=0.002)
-
-
-def test_odd_sizes_lose_their_last_row_and_column(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "a.mp4", (321, 181), 25) as video:
-        video.write(picture(100, (321, 181)), 0.0)
-    assert frames_of(video.path)[0].shape == (180, 320, 3)
-
-
-def test_file_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "a.mp4", (320, 180), 25, comment="version 7") as video:
-        video.write(picture(100), 0.0)
-        assert not video.path.exists()
-    assert [path.name for path in tmp_path.iterdir()] == [video.path.name]
-    assert comment_of(video.path) == "version 7"
-
-
-def test_a_video_that_fails_or_has_no_pictures_leaves_nothing(tmp_path: Path) -> None:
-    with suppress(ZeroDivisionError), VideoWriter(tmp_path / "a.mp4", (320, 180), 25) as video:
-        video.write(picture(100), 0.0)
-        raise ZeroDivisionError
-    with VideoWriter(tmp_path / "b.mp4", (320, 180), 25):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_comment_of_what_is_no_video_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"no video")
-    assert comment_of(tmp_path / "a.mp4") == ""
-    assert comment_of(tmp_path / "missing.mp4") == ""
 
 
 def test_annotated_video_has_every_frame_of_a_recording_with_boxes_drawn(tmp_path: Path) -> None:
