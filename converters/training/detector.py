@@ -11,9 +11,12 @@ import argparse
 import copy
 import json
 import math
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +271,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def end_with_parent() -> None:
+    """End this process at once when the one that spawned it is gone: killed, it cannot tell its children to stop."""
+    if parent := parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), name="parent", daemon=True).start()
+
+
 def _work(rank: int, args: argparse.Namespace) -> None:
     """Be one of the processes; the first one shows, validates and saves."""
+    end_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(args.seed)

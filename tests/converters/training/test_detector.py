@@ -1,6 +1,9 @@
 """Training learns, goes on where it stopped, and follows the clock."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from converters.cli import main  # noqa: E402
 from converters.data.detection import Sample  # noqa: E402
 from converters.nets.yolov10 import YOLOv10, load_weights  # noqa: E402
 from converters.training.detector import Plan, Trainer, learning_rate  # noqa: E402
+from tests.bridge.box import wait_until  # noqa: E402
 
 pytestmark = pytest.mark.convert
 
@@ -93,3 +97,34 @@ def test_plans_that_cannot_run_are_refused(
 ) -> None:
     assert main(["train-detector", "--data", str(tmp_path), "--work", str(tmp_path / "run"), *option]) == 1
     assert message in capsys.readouterr().err
+
+
+PARENT = """
+import time
+from multiprocessing import get_context
+from converters.training.detector import end_with_parent
+
+def work(path):
+    end_with_parent()
+    open(path, "w").write(str(__import__("os").getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    import sys
+    get_context("spawn").Process(target=work, args=(sys.argv[1],)).start()
+    time.sleep(600)
+"""
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+    script, note = tmp_path / "parent.py", tmp_path / "pid"
+    script.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    parent = subprocess.Popen([sys.executable, str(script), str(note)], env=environment)
+    try:
+        wait_until(lambda: note.exists() and note.read_text() != "", 60, "the child runs")
+        child = int(note.read_text())
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not Path(f"/proc/{child}/fd/0").exists(), 30, "its end")
