@@ -273,8 +273,15 @@ def run(args: argparse.Namespace) -> int:
 
 def end_with_parent() -> None:
     """End this process at once when the one that spawned it is gone: killed, it cannot tell its children to stop."""
-    if parent := parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), name="parent", daemon=True).start()
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _work(rank: int, args: argparse.Namespace) -> None:
