@@ -30,6 +30,8 @@ def format_of(path: Path) -> Format:
                 f"{path}: a bare pickle (torch before 1.6, or no checkpoint at all); load it where it was made and "
                 "save it again with a newer torch"
             )
+        if head[:2] == b"PK":
+            raise CheckpointError(f"{path}: the beginning of a zip without its end; copy the checkpoint again")
         return "onnx"
     with zipfile.ZipFile(path) as archive:
         names = [name.split("/") for name in archive.namelist()]

@@ -75,6 +75,8 @@ def crop_network(path: Path, told: Told) -> tuple[onnx.ModelProto, Input]:
 def _torch(path: Path, kind: str, told: Told) -> onnx.ModelProto:
     from converters.checkpoints import torch as torch_files
 
+    if told.size < 0:
+        raise ConvertError(f"--size {told.size}, expected a side in pixels")
     if not told.size and kind != "pt2":
         raise ConvertError(f"{path}: a {kind} file does not say its input's size; give --size")
     side = told.size or 1
@@ -99,8 +101,10 @@ def with_pixels(source: Input, told: Told) -> Input:
     """Apply `--color`, `--mean` and `--scale`.
 
     Raises:
-        ConvertError: as many values as the network has channels are expected.
+        ConvertError: as many values as the network has channels are expected, and no scale of 0.
     """
+    if told.scale is not None and 0 in told.scale:
+        raise ConvertError(f"--scale {' '.join(f'{s:g}' for s in told.scale)}: pixels are divided by it, so not 0")
     changes: dict[str, Any] = {"color": told.color} if told.color else {}
     channels = 1 if changes.get("color", source.color) == "GRAY" else 3
     for key, value in (("mean", told.mean), ("scale", told.scale)):

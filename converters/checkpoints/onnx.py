@@ -1,11 +1,14 @@
 """Read foreign ONNX files: check them, raise their opset, name their nodes, cut what the box's decoders do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from onnx import version_converter
 
 from converters.errors import CheckpointError
@@ -94,11 +97,19 @@ def picture_input(model: onnx.ModelProto, name: str, size: int = 0) -> tuple[int
         size: side to use where height and width are dynamic.
 
     Raises:
-        CheckpointError: several inputs, no picture, dynamic without `size`, or another size than asked for.
+        CheckpointError: several inputs, no picture, no single precision, weights that are no numbers, dynamic without
+            `size`, or another size than asked for.
     """
+    refuse_not_finite(((w.name, onnx.numpy_helper.to_array(w)) for w in model.graph.initializer), name)
     inputs = [(value.name, shape_of(value)) for value in model.graph.input]
     if len(inputs) != 1 or len(inputs[0][1]) != 4 or inputs[0][1][1] not in (1, 3):
         raise CheckpointError(f"{name}: inputs {inputs}, expected one picture (N, 1 or 3, height, width)")
+    kind = model.graph.input[0].type.tensor_type.elem_type
+    if kind != onnx.TensorProto.FLOAT:
+        raise CheckpointError(
+            f"{name}: its input is {onnx.TensorProto.DataType.Name(kind)}, expected FLOAT; export it again in single "
+            "precision, with no arithmetic on pixels before it"
+        )
     channels, height, width = inputs[0][1][1:]
     if not (height and width):
         if not size:
@@ -107,6 +118,20 @@ def picture_input(model: onnx.ModelProto, name: str, size: int = 0) -> tuple[int
     if size and size not in (height, width):
         raise CheckpointError(f"{name}: made for {width}×{height} pixels, --size says {size}; export it at that size")
     return channels, height, width
+
+
+def refuse_not_finite(weights: Iterable[tuple[str, NDArray[Any]]], name: str) -> None:
+    """Refuse weights that are no numbers: a training that diverged, or a file damaged on its way.
+
+    Raises:
+        CheckpointError: with the first such tensor's name.
+    """
+    for tensor, values in weights:
+        if values.dtype.kind == "f" and (wrong := int((~np.isfinite(values)).sum())):
+            raise CheckpointError(
+                f"{name}: {wrong} of {values.size} values of tensor {tensor} are NaN or infinite; take an earlier "
+                "checkpoint of that training"
+            )
 
 
 def fixed(model: onnx.ModelProto, batch: int, height: int, width: int) -> onnx.ModelProto:

@@ -59,9 +59,10 @@ def _module(spec: str, arguments: str) -> torch.nn.Module:
     sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(name), cls)(**json.loads(arguments))
-    except (ImportError, AttributeError, TypeError, json.JSONDecodeError) as error:
+    except Exception as error:  # the integrator's code may raise anything
         raise CheckpointError(
-            f"--module {spec} with {arguments}: {error}; expected package.module:Class and its arguments as JSON"
+            f"--module {spec} with {arguments}: {type(error).__name__}: {error}; expected package.module:Class and its "
+            "arguments as JSON"
         ) from error
     finally:
         sys.path.pop(0)
@@ -75,8 +76,9 @@ def _exported(net: torch.nn.Module, spec: Input, path: Path) -> onnx.ModelProto:
         target = Path(folder) / "model.onnx"
         try:
             export_onnx(net, spec, [OUTPUT], target)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: cannot be exported for {_size(spec)}: {_lines(error)}") from error
+        except Exception as error:  # torch's exporter wraps whatever a module raises; its own words say only where
+            reason = _lines(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            raise CheckpointError(f"{path}: cannot be exported for {_size(spec)}: {reason}") from error
         return prepared(onnx.load(target), str(path))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from converters.checkpoints.inert_pickle import Record, read_checkpoint
+from converters.checkpoints.onnx import refuse_not_finite
 from converters.errors import CheckpointError
 from converters.nets.yolov10 import SHAPES, Activation, Scale, YOLOv10
 
@@ -42,6 +43,7 @@ def load_yolov10(path: Path, only: str = "") -> Foreign:
     state = dict(_tensors(model))
     if not state:
         raise CheckpointError(f"{path}: {model.origin} holds no tensors; expected a trained YOLOv10")
+    refuse_not_finite(((key, value.numpy()) for key, value in state.items()), str(path))
     if CLASS_BIAS not in state:
         raise CheckpointError(
             f"{path}: {model.origin} has no {CLASS_BIAS}, so it lacks YOLOv10's one-to-one head (layer 23); it looks "
@@ -57,6 +59,11 @@ def load_yolov10(path: Path, only: str = "") -> Foreign:
 
 
 def _model(content: Any, path: Path) -> Record:
+    if isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(
+            f"{path}: a state dict ({', '.join(list(map(str, content))[:3])}, …), which does not say its network; "
+            "expected a .pt that ultralytics saved whole, or an ONNX file"
+        )
     if isinstance(content, Mapping):
         content = content.get("ema") or content.get("model")
     if not isinstance(content, Record) or "_modules" not in content.state:

@@ -3,6 +3,7 @@
 Driven by `ways`; the two INT8 artefacts of a detector start from what `fused` returns.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 import openvino as ov
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from openvino.frontend import OpConversionFailure
 
 from converters.errors import QuantizeError
 from converters.quantization.quantize import INPUT_NAME
@@ -22,12 +24,21 @@ BIASED = "/WithoutBiases"  # what OpenVINO appends to a convolution when it spli
 
 
 def fused(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Fold constants and batch norms, so that both INT8 artefacts start from the same nodes with the same names."""
+    """Fold constants and batch norms, so that both INT8 artefacts start from the same nodes with the same names.
+
+    Raises:
+        QuantizeError: onnxruntime does not know an operator, or the graph contradicts itself.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     before, after = folder / "before.onnx", folder / "after.onnx"
     onnx.save(model, before)
-    quant_pre_process(str(before), str(after), skip_symbolic_shape=True)
+    try:
+        quant_pre_process(str(before), str(after), skip_symbolic_shape=True)
+    except Exception as error:  # onnxruntime's have no base class of their own
+        raise QuantizeError(
+            f"onnxruntime cannot compute this graph: {str(error).splitlines()[0]}; export the network again"
+        ) from error
     return onnx.load(after)
 
 
@@ -35,9 +46,15 @@ def read_openvino(source: Path, outputs: Sequence[str]) -> ov.Model:
     """Read a float ONNX as a graph whose Sigmoid·Mul became Swish, outputs in the given order.
 
     Raises:
-        QuantizeError: an output is not in the graph.
+        QuantizeError: an operator that OpenVINO does not know, sizes that do not fit, or an output that is not there.
     """
-    model = ov.convert_model(source)
+    try:
+        model = ov.convert_model(source)
+    except (OpConversionFailure, RuntimeError) as error:
+        if strange := re.search(r"No conversion rule found for operations: (.*)", str(error)):
+            raise QuantizeError(f"OpenVINO does not know {strange[1]}; export the network again without it") from error
+        told = [line.strip() for line in str(error).split("Summary:")[0].splitlines() if line.strip()]
+        raise QuantizeError(f"the graph contradicts itself: {told[-1]} Export the network again") from error
     found = {name for port in model.outputs for name in port.get_names()}
     if missing := [name for name in outputs if name not in found]:
         raise QuantizeError(f"{source.name}: outputs {missing} are not in the graph, found {sorted(found)}")
@@ -152,8 +169,10 @@ def attention_onnx(model: onnx.ModelProto) -> list[str]:
     """
     weights = {weight.name for weight in model.graph.initializer}
     products = [n for n in model.graph.node if n.op_type == "MatMul" and not weights & set(n.input)]
+    if not products:  # whose only softmax is its answer
+        return []
     softmaxes = [n for n in model.graph.node if n.op_type == "Softmax"]
-    tail = set(tail_onnx(model)) if products else set()
+    tail = set(tail_onnx(model))
     return [n.name for n in (*products, *softmaxes) if n.name not in tail]
 
 

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -33,12 +33,18 @@ class Bomb:
 
 
 def graph(
-    path: Path, nodes: list[object], shape: list[object], outputs: dict[str, list[object]], domain: str = ""
+    path: Path,
+    nodes: list[object],
+    shape: list[object],
+    outputs: dict[str, list[object]],
+    domain: str = "",
+    weights: Sequence[object] = (),
 ) -> None:
     x = helper.make_tensor_value_info("x", 1, shape)
     made = [helper.make_tensor_value_info(name, 1, dims) for name, dims in outputs.items()]
     opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], made), opset_imports=opsets, ir_version=9), path)
+    body = helper.make_graph(nodes, "g", [x], made, weights)
+    onnx.save(helper.make_model(body, opset_imports=opsets, ir_version=9), path)
 
 
 def pooled(path: Path, shape: list[object], width: list[object] | None = None) -> None:
@@ -48,6 +54,24 @@ def pooled(path: Path, shape: list[object], width: list[object] | None = None) -
 
 def custom_operator(path: Path) -> None:
     graph(path, [helper.make_node("Magic", ["x"], ["y"], domain="com.acme")], [1, 3, 64, 64], {"y": [1, 3]}, "com.acme")
+
+
+def convolved(path: Path, weight: object) -> None:
+    steps = (("Conv", ["x", "w"], ["c"]), ("GlobalAveragePool", ["c"], ["p"]), ("Flatten", ["p"], ["y"]))
+    weights = [onnx.numpy_helper.from_array(np.asarray(weight, np.float32), "w")]
+    graph(path, [helper.make_node(*step) for step in steps], ["n", 3, 64, 64], {"y": ["n", 2]}, weights=weights)
+
+
+def half_precision(path: Path) -> None:
+    pooled(path, ["n", 3, 64, 64], ["n", 2])
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = model.graph.output[0].type.tensor_type.elem_type = 10
+    onnx.save(model, path)
+
+
+def cut_short(path: Path) -> None:
+    torch.save(Student(2, (4, 8)).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:900])
 
 
 def two_matrices(path: Path) -> None:
@@ -128,6 +152,38 @@ CASES: dict[str, tuple[tuple[str, ...], Write, str]] = {
     "TorchScript as a detector": (("detector",), torchscript, "torchscript detectors are not supported"),
     "another network as an ultralytics file": (("detector",), student(lambda s: None), "head.pt: "),
     "operator nobody knows": (CLASSIFIER, custom_operator, "operators com.acme.Magic are not ONNX's own"),
+    "operator OpenVINO does not know": (
+        ("classifier", "--labels", "a,b,c"),
+        lambda p: graph(p, [helper.make_node("Det", ["x"], ["y"])], [1, 3, 64, 64], {"y": [1, 3]}),
+        "OpenVINO does not know Det-18",
+    ),
+    "weights for other channels": (
+        CLASSIFIER,
+        lambda p: convolved(p, np.ones((2, 5, 3, 3))),
+        "the graph contradicts itself: Data batch channel count (3) does not match",
+    ),
+    "weights that are no numbers": (
+        CLASSIFIER,
+        lambda p: convolved(p, np.full((2, 3, 3, 3), np.nan)),
+        "54 of 54 values of tensor w are NaN or infinite",
+    ),
+    "half precision": (CLASSIFIER, half_precision, "its input is FLOAT16, expected FLOAT"),
+    "torch file cut short": (SIZED, cut_short, "the beginning of a zip without its end"),
+    "state dict as a detector": (
+        ("detector",),
+        lambda p: torch.save({"weight": torch.zeros(1)}, p),
+        "a state dict (weight, …), which does not say its network",
+    ),
+    "module that raises": (
+        (*SIZED, "--module", "fractions:Fraction", "--module-args", '{"numerator": "x"}'),
+        student(lambda s: None),
+        "ValueError: Invalid literal for Fraction: 'x'; expected package.module:Class",
+    ),
+    "scale of nothing": (
+        (*CLASSIFIER, "--scale", "0"),
+        lambda p: pooled(p, [1, 3, 64, 64], [1, 2]),
+        "--scale 0: pixels are divided by it",
+    ),
     "outputs of no known detector": (("detector",), lambda p: pooled(p, [1, 3, 64, 64]), "expected those of YOLOv10"),
     "two outputs of a head": (CLASSIFIER, two_matrices, "expected one matrix (N, classes or dimensions)"),
     "two outputs of an embedder": (("embedder",), two_matrices, "expected one matrix (N, classes or dimensions)"),

@@ -23,7 +23,13 @@ from converters.quantization.detector_artefacts import (  # noqa: E402
     write_float,
     write_fp16,
 )
-from converters.quantization.graphs import openvino_names, read_openvino, tail_onnx, tail_openvino  # noqa: E402
+from converters.quantization.graphs import (  # noqa: E402
+    attention_onnx,
+    openvino_names,
+    read_openvino,
+    tail_onnx,
+    tail_openvino,
+)
 from converters.quantization.losses import named_nodes  # noqa: E402
 from converters.quantization.quantize import to_openvino  # noqa: E402
 from converters.quantization.ways import Way, Workshop  # noqa: E402
@@ -216,6 +222,17 @@ def test_tail_is_matched_by_exact_names_with_the_dfl(floats: Path) -> None:
     assert {"Exp", "Div", "Sigmoid", "MatMul"} <= set(kinds)
     assert "Relu" not in kinds
     assert len(tail_openvino(read_openvino(floats / "model.onnx", OUTPUTS))) > 10
+
+
+def test_softmax_of_an_answer_is_no_attention() -> None:
+    """An SSD ends in one; trying it both ways would quantize and judge everything twice for nothing."""
+    steps = (("Conv", ["images", "w"], ["c"]), ("Softmax", ["c"], ["y"]))
+    nodes = [onnx.helper.make_node(*step, name=step[0]) for step in steps]
+    graph = onnx.helper.make_graph(nodes, "g", [], [])
+    graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w"))
+    graph.input.append(onnx.helper.make_tensor_value_info("images", 1, [1, 3, 4, 4]))
+    graph.output.append(onnx.helper.make_tensor_value_info("y", 1, [1, 2, 4, 4]))
+    assert attention_onnx(onnx.helper.make_model(graph)) == []
 
 
 def test_graph_without_a_head_is_refused() -> None:
