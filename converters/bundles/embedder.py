@@ -1,6 +1,5 @@
 """From a trained embedder to `models_int8/face-embedder/`: quantize, report on pairs of pictures, seal."""
 
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -8,14 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from converters.bundles.measured import check_golden, check_size, latency
+from converters.bundles.artefacts import write_artefacts
+from converters.bundles.measured import check_golden, latency
 from converters.bundles.package import (
     DATA,
-    FILES,
     astronaut,
     digest_of,
     open_runtimes,
-    save_checkpoint,
     seal,
     staging,
     write_data_list,
@@ -27,15 +25,7 @@ from converters.data.identity import AlignedFaces, pair_sets, without_context
 from converters.evaluation.embedder import cut_faces, cutter, embedders, measurements, reports, table
 from converters.nets.embedder import DIMENSIONS, Embedder
 from converters.nets.student import parameters
-from converters.quantization.quantize import (
-    OPSET,
-    export_onnx,
-    openvino_nodes,
-    quantize_onnx,
-    quantize_openvino,
-    save_openvino,
-    to_openvino,
-)
+from converters.quantization.quantize import OPSET
 from edge.models.bundle import Bundle
 from edge.models.manifest import Calibration, Input, Manifest, Measurement
 from edge.models.runtime import RESEARCH_ONLY
@@ -45,6 +35,8 @@ VERSION = "1"
 OUTPUT = "embedding"
 CALIBRATION_PICTURES = 256
 MAX_BYTES = 2_000_000
+# The division by the vector's length; 8 bits of it would turn every vector a little.
+FLOAT_OPENVINO = (r"aten::div/",)
 # YuNet's points on the face of `package.astronaut`, in its pixels.
 ASTRONAUT_POINTS = np.array([[204, 102], [247, 104], [223, 127], [204, 143], [242, 146]], np.float32)
 SOURCES = {
@@ -62,25 +54,6 @@ NOTES = (
 def embedder_input() -> Input:
     """Return how the network is fed: an upright face, RGB in [0, 1], any batch."""
     return Input(width=SIZE_PX, height=SIZE_PX, batch=0, fit="align")
-
-
-def write_artefacts(net: Embedder, source: Input, calibration: NDArray[np.uint8], folder: Path) -> None:
-    """Write a network under the usual names: INT8 IR and ONNX, an FP16 IR for NPUs, the float checkpoint."""
-    fused = net.fused()
-    converted = to_openvino(fused, source, [OUTPUT])
-    save_openvino(converted, folder / FILES["fp16_xml"], fp16=True)
-    # The division by the vector's length; 8 bits of it would turn every vector a little.
-    tail = openvino_nodes(converted, r"aten::div/")
-    quantized = quantize_openvino(
-        converted, source, [calibration], ignored=tail, ranges="minmax", bias_correction="full"
-    )
-    save_openvino(quantized, folder / FILES["xml"])
-    with tempfile.TemporaryDirectory() as aside:
-        floats = Path(aside) / "float.onnx"
-        export_onnx(fused, source, [OUTPUT], floats)
-        quantize_onnx(floats, folder / FILES["onnx"], source, [calibration])
-    save_checkpoint(net.bare(), folder / FILES["checkpoint"])
-    check_size(folder, MAX_BYTES)
 
 
 def write_bundle(
@@ -118,7 +91,16 @@ def write_bundle(
         calibration=Calibration("training part", len(part), digest_of(part.digests)),
     )
     with staging(folder) as aside:
-        write_artefacts(net, source, calibration, aside)
+        write_artefacts(
+            net.bare(),
+            net.fused(),
+            source,
+            OUTPUT,
+            calibration,
+            aside,
+            most_bytes=MAX_BYTES,
+            float_openvino=FLOAT_OPENVINO,
+        )
         command = f"facefleet-convert evaluate models_int8/{folder.name} --data DATA"
         cuts = cut_faces(pair_sets(data), cutter(Bundle(folder, manifest), data, None, None), source)
         lines: list[Measurement] = []

@@ -1,21 +1,18 @@
 """From a trained landmark network to `models_int8/landmarks-student/`: quantize, measure against YuNet, seal."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
-from converters.bundles.measured import check_golden, check_size, latency
+from converters.bundles.artefacts import write_artefacts
+from converters.bundles.measured import check_golden, latency
 from converters.bundles.package import (
     DATA,
-    FILES,
     digest_of,
     open_runtimes,
-    save_checkpoint,
     seal,
     staging,
     write_data_list,
@@ -27,17 +24,7 @@ from converters.data.landmarks import MarkedFaces
 from converters.evaluation.landmarks import crops_of, measurements, predictors, reports, table
 from converters.nets.landmarks import POINTS, LandmarkNet
 from converters.nets.student import parameters
-from converters.quantization.quantize import (
-    OPSET,
-    QDQ_OPS,
-    export_onnx,
-    onnx_nodes,
-    openvino_nodes,
-    quantize_onnx,
-    quantize_openvino,
-    save_openvino,
-    to_openvino,
-)
+from converters.quantization.quantize import OPSET
 from edge.models.manifest import Calibration, Input, Manifest
 
 VERSION = "1"
@@ -46,34 +33,15 @@ LICENCE = "Apache-2.0"
 LABELS = ("right eye", "left eye", "nose", "right mouth corner", "left mouth corner")
 CALIBRATION_PICTURES = 256
 MAX_BYTES = 200_000
+# The heat maps' last convolution and the mean over them: 8 bits of a coordinate are a quarter of a pixel, and those of
+# the heat decide where its mean lies.
+FLOAT_OPENVINO = (r"__module\.heat/", r"aten::softmax/", r"aten::mul/", r"aten::sum/")
+FLOAT_ONNX = (r"\bheat\b",)
 
 
 def landmark_input(size_px: int) -> Input:
     """Return how the network is fed: RGB in [0, 1], the box with its margin stretched to a square, any batch."""
     return Input(width=size_px, height=size_px, batch=0, fit="stretch")
-
-
-def write_artefacts(net: LandmarkNet, source: Input, calibration: NDArray[np.uint8], folder: Path) -> None:
-    """Write a network under the usual names: INT8 IR and ONNX, an FP16 IR for NPUs, the float checkpoint.
-
-    The heat maps' last convolution and the mean over them stay in float: 8 bits of a coordinate are a quarter of a
-    pixel, and those of the heat decide where its mean lies.
-    """
-    fused = net.fused()
-    converted = to_openvino(fused, source, [OUTPUT])
-    save_openvino(converted, folder / FILES["fp16_xml"], fp16=True)
-    tail = openvino_nodes(converted, r"__module\.heat/", r"aten::softmax/", r"aten::mul/", r"aten::sum/")
-    quantized = quantize_openvino(
-        converted, source, [calibration], ignored=tail, ranges="minmax", bias_correction="full"
-    )
-    save_openvino(quantized, folder / FILES["xml"])
-    with tempfile.TemporaryDirectory() as aside:
-        floats = Path(aside) / "float.onnx"
-        export_onnx(fused, source, [OUTPUT], floats)
-        heat = onnx_nodes(floats, r"\bheat\b")
-        quantize_onnx(floats, folder / FILES["onnx"], source, [calibration], exclude=heat, op_types=QDQ_OPS)
-    save_checkpoint(net, folder / FILES["checkpoint"])
-    check_size(folder, MAX_BYTES)
 
 
 def write_bundle(
@@ -121,7 +89,17 @@ def write_bundle(
         calibration=Calibration("training part", len(part), digest_of(part.digests)),
     )
     with staging(folder) as aside:
-        write_artefacts(net, source, calibration, aside)
+        write_artefacts(
+            net,
+            net.fused(),
+            source,
+            OUTPUT,
+            calibration,
+            aside,
+            most_bytes=MAX_BYTES,
+            float_openvino=FLOAT_OPENVINO,
+            float_onnx=FLOAT_ONNX,
+        )
         command = f"facefleet-convert evaluate models_int8/{folder.name} --data DATA"
         lines = []
         for artefact, predict in predictors(aside, manifest).items():

@@ -1,4 +1,4 @@
-"""What every bundle of our own networks goes through before it is sealed: size, latency beside FP32, golden check."""
+"""What every bundle of our own networks goes through before it is sealed: latency beside FP32, golden check."""
 
 import tempfile
 from collections.abc import Mapping
@@ -15,18 +15,6 @@ from edge.models.bundle import Bundle
 from edge.models.golden import difference, load_golden
 from edge.models.manifest import Manifest, Measurement
 from edge.models.runtime import Runtime
-
-
-def check_size(folder: Path, most_bytes: int) -> None:
-    """Refuse INT8 artefacts larger than promised.
-
-    Raises:
-        QuantizeError: one is.
-    """
-    for name in (FILES["onnx"], FILES["bin"]):
-        size = (folder / name).stat().st_size
-        if size > most_bytes:
-            raise QuantizeError(f"{name} has {size} bytes, {most_bytes} are allowed here; train a narrower network")
 
 
 def latency(

@@ -1,7 +1,6 @@
 """From a trained student to `models_int8/<head>-student/`: cut one head out, quantize, threshold, measure, seal."""
 
 import argparse
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,15 +10,14 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from converters.bundles.measured import check_golden, check_size, latency
+from converters.bundles.artefacts import write_artefacts
+from converters.bundles.measured import check_golden, latency
 from converters.bundles.package import (
     ASTRONAUT_FACE,
     DATA,
-    FILES,
     astronaut,
     digest_of,
     open_runtimes,
-    save_checkpoint,
     seal,
     staging,
     write_data_list,
@@ -36,14 +34,7 @@ from converters.evaluation.classifier import (
     threshold_for,
 )
 from converters.nets.student import Student, parameters
-from converters.quantization.quantize import (
-    OPSET,
-    export_onnx,
-    quantize_onnx,
-    quantize_openvino,
-    save_openvino,
-    to_openvino,
-)
+from converters.quantization.quantize import OPSET
 from edge.models.manifest import Calibration, Input, Manifest, Measurement
 from edge.models.runtime import RESEARCH_ONLY
 
@@ -60,25 +51,6 @@ SOURCES = {
 def student_input(size_px: int) -> Input:
     """Return how every student is fed: RGB in [0, 1], the box stretched to a square, any batch."""
     return Input(width=size_px, height=size_px, batch=0, fit="stretch")
-
-
-def write_artefacts(student: Student, source: Input, calibration: NDArray[np.uint8], folder: Path) -> None:
-    """Write a student under the usual names: INT8 IR and ONNX, an FP16 IR for NPUs, the float checkpoint.
-
-    Raises:
-        QuantizeError: when an INT8 artefact is larger than a student may be.
-    """
-    fused = student.fused()
-    converted = to_openvino(fused, source, [OUTPUT])
-    save_openvino(converted, folder / FILES["fp16_xml"], fp16=True)
-    quantized = quantize_openvino(converted, source, [calibration], ranges="minmax", bias_correction="full")
-    save_openvino(quantized, folder / FILES["xml"])
-    with tempfile.TemporaryDirectory() as aside:
-        floats = Path(aside) / "float.onnx"
-        export_onnx(fused, source, [OUTPUT], floats)
-        quantize_onnx(floats, folder / FILES["onnx"], source, [calibration])
-    save_checkpoint(student, folder / FILES["checkpoint"])
-    check_size(folder, MAX_BYTES)
 
 
 def write_head(
@@ -127,7 +99,7 @@ def write_head(
         calibration=Calibration(f"{' and '.join(used)}, training part", len(calibration), digest),
     )
     with staging(folder) as aside:
-        write_artefacts(student, source, calibration, aside)
+        write_artefacts(student, student.fused(), source, OUTPUT, calibration, aside, most_bytes=MAX_BYTES)
         manifest = _measured(manifest, aside, head, checked, tests)
         runtimes = open_runtimes(aside, manifest)
         note = write_golden(aside, manifest, list(golden_pictures(margin, size_px)), runtimes["int8_openvino"].infer)
