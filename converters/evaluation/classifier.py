@@ -9,28 +9,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from converters.bundles.package import FILES, open_fp16, open_runtimes
 from converters.checkpoints.inert_pickle import plain_tensors, read_checkpoint
 from converters.data.attributes import HEADS, OTHER_RACE, Faces, Label, load
 from converters.data.calibration import picture_files, read_picture
 from converters.data.face_crops import cut
 from converters.errors import CheckpointError, ConvertError
-from converters.evaluation import plots
-from converters.evaluation.latency import latency_ms
+from converters.evaluation import artefacts, plots
+from converters.evaluation.artefacts import Predict
 from converters.nets.student import Student
-from converters.quantization.quantize import network_input
 from edge.models.bundle import Bundle
 from edge.models.decoders import probabilities
 from edge.models.manifest import Manifest, Measurement
 
 Chances = NDArray[np.float32]
-Predict = Callable[[NDArray[np.uint8]], Chances]
-FOLD = 64  # pictures per call
 LEAST_GROUP = 10  # faces; an error over fewer says nothing
 
 
@@ -159,28 +154,9 @@ def held_out(root: Path, cache: Path | None) -> dict[str, Faces]:
 
 def predictors(folder: Path, manifest: Manifest, threads: int = 1) -> dict[str, Predict]:
     """Return a function from crops to probabilities for each artefact: fp32 (the checkpoint), int8_*, fp16_openvino."""
-
-    def through(infer: Callable[[NDArray[np.uint8]], Sequence[NDArray[np.float32]]]) -> Predict:
-        def predict(crops: NDArray[np.uint8]) -> Chances:
-            parts = [crops[i : i + FOLD] for i in range(0, len(crops), FOLD)]
-            return np.concatenate([probabilities(infer(part), manifest.decoder) for part in parts])
-
-        return predict
-
-    found: dict[str, Predict] = {}
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.is_file():
-        student = load_student(checkpoint)
-
-        def infer_float(crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-            with torch.inference_mode():
-                return [student(torch.from_numpy(network_input(crops, manifest.input))).numpy()]
-
-        found["fp32"] = through(infer_float)
-    found |= {name: through(runtime.infer) for name, runtime in open_runtimes(folder, manifest, threads).items()}
-    if (folder / FILES["fp16_xml"]).is_file():
-        found["fp16_openvino"] = through(open_fp16(folder, manifest, threads).infer)
-    return found
+    return artefacts.predictors(
+        folder, manifest, load_student, lambda outputs: probabilities(outputs, manifest.decoder), threads=threads
+    )
 
 
 def load_student(checkpoint: Path) -> Student:
@@ -272,19 +248,10 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
         plots.confusions(
             args.out / f"confusion_{artefact}.png", f"{manifest.name}, {artefact}", manifest.labels, tables
         )
-    for artefact, runtime in open_runtimes(bundle.folder, manifest, args.threads).items():
-        times = {f"batch {n}": latency_ms(runtime, manifest.input, n) / n for n in batches(manifest)}
-        kept[f"{artefact} ms per face"] = times
-        console.print(f"{artefact}: " + ", ".join(f"{name} {ms:.2f} ms a face" for name, ms in times.items()))
-    return kept
+    return kept | artefacts.ms_per_face(bundle, args.threads, console)
 
 
 Judged = dict[str, tuple[list[Report], dict[str, object]]]
-
-
-def batches(manifest: Manifest) -> tuple[int, ...]:
-    """Return the batch sizes whose latency is told: one face and four, where the network takes four at once."""
-    return (1, 4) if manifest.input.batch == 0 else (manifest.input.batch,)
 
 
 def _judge_head(bundle: Bundle, args: argparse.Namespace) -> Judged:

@@ -17,18 +17,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from converters.bundles.package import FILES, open_fp16, open_runtimes
 from converters.data.calibration import read_picture
 from converters.data.detection import YUNET
 from converters.data.face_crops import FaceFinder
 from converters.data.identity import Pairs, pair_sets
 from converters.errors import ConvertError
-from converters.evaluation import plots
-from converters.evaluation.classifier import batches
-from converters.evaluation.latency import latency_ms
+from converters.evaluation import artefacts, plots
+from converters.evaluation.artefacts import Floats, Images
+from converters.evaluation.artefacts import Predict as Embed
 from converters.evaluation.verification import FALSE_RATES, Report, report, roc
 from converters.nets.embedder import Embedder
-from converters.quantization.quantize import network_input
 from edge.models.bundle import Bundle, load_bundle
 from edge.models.decoders import unit_vectors
 from edge.models.manifest import Input, Manifest, Measurement
@@ -38,9 +36,6 @@ from edge.track.crops import cut
 from edge.track.detector import Detector
 from edge.track.landmarks import Landmarks
 
-Images = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Embed = Callable[[Images], Floats]
 Find = Callable[[Images], NDArray[np.floating] | None]
 LANDMARKS = "landmarks-student"
 
@@ -143,28 +138,8 @@ def cut_faces(pairs: Mapping[str, Pairs], cutter: FaceCutter, source: Input) -> 
 
 def embedders(folder: Path, manifest: Manifest, threads: int = 1) -> dict[str, Embed]:
     """Return a function from crops to (N, D) unit vectors for each artefact; `fp32` where our checkpoint is there."""
-
-    def through(infer: Callable[[Images], Sequence[Floats]]) -> Embed:
-        fold = manifest.input.batch or 32
-
-        def embed(crops: Images) -> Floats:
-            return np.concatenate([unit_vectors(infer(crops[i : i + fold])) for i in range(0, len(crops), fold)])
-
-        return embed
-
-    found: dict[str, Embed] = {}
-    if (folder / FILES["checkpoint"]).is_file():
-        net = load_net(folder / FILES["checkpoint"])
-
-        def infer_float(crops: Images) -> list[Floats]:
-            with torch.inference_mode():
-                return [net(torch.from_numpy(network_input(crops, manifest.input))).numpy()]
-
-        found["fp32"] = through(infer_float)
-    found |= {name: through(runtime.infer) for name, runtime in open_runtimes(folder, manifest, threads).items()}
-    if (folder / FILES["fp16_xml"]).is_file():
-        found["fp16_openvino"] = through(open_fp16(folder, manifest, threads).infer)
-    return found
+    fold = manifest.input.batch or 32
+    return artefacts.predictors(folder, manifest, load_net, unit_vectors, fold=fold, threads=threads)
 
 
 def thumbnails(crops: Images) -> Floats:
@@ -233,11 +208,7 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
         kept[artefact] = [asdict(r) for r in found]
     drawn = next(name for name in ("int8_openvino", "fp32_openvino", *every) if name in every)
     draw(every[drawn], cuts, args.out, f"{manifest.name}, {drawn}")
-    for artefact, runtime in open_runtimes(bundle.folder, manifest, args.threads).items():
-        times = {f"batch {n}": latency_ms(runtime, manifest.input, n) / n for n in batches(manifest)}
-        kept[f"{artefact} ms per face"] = times
-        console.print(f"{artefact}: " + ", ".join(f"{name} {ms:.2f} ms a face" for name, ms in times.items()))
-    return kept
+    return kept | artefacts.ms_per_face(bundle, args.threads, console)
 
 
 def table(title: str, found: Sequence[Report]) -> Table:

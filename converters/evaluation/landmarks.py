@@ -5,7 +5,7 @@ Both distances are told, and how far YuNet's own glance lies from its mean: no s
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,20 +15,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from converters.bundles.package import FILES, open_fp16, open_runtimes
+from converters.bundles.package import open_runtimes
 from converters.data.face_crops import cut
 from converters.data.landmarks import CONTEXT, CONTEXT_PX, HELD_OUT, MarkedFaces, load
 from converters.errors import ConvertError
-from converters.evaluation import plots
+from converters.evaluation import artefacts, plots
+from converters.evaluation.artefacts import Floats, Predict
 from converters.evaluation.latency import latency_ms
 from converters.nets.landmarks import LandmarkNet
-from converters.quantization.quantize import network_input
 from edge.models.bundle import Bundle
 from edge.models.manifest import Manifest, Measurement
 
-Floats = NDArray[np.float32]
-Predict = Callable[[NDArray[np.uint8]], Floats]
-FOLD = 64  # pictures per call
 # Eyes nearer than this share of the box's side are a profile's: there an error in eye distances means nothing.
 PROFILE = 0.2
 
@@ -138,27 +135,9 @@ def merge(parts: Sequence[MarkedFaces]) -> MarkedFaces:
 
 def predictors(folder: Path, manifest: Manifest, threads: int = 1) -> dict[str, Predict]:
     """Return a function from crops to (N, 5, 2) points in [0, 1] for each artefact, the checkpoint's as fp32."""
-
-    def through(infer: Callable[[NDArray[np.uint8]], Sequence[Floats]]) -> Predict:
-        def predict(crops: NDArray[np.uint8]) -> Floats:
-            parts = [infer(crops[i : i + FOLD])[0] for i in range(0, len(crops), FOLD)]
-            return np.concatenate(parts).reshape(len(crops), -1, 2)
-
-        return predict
-
-    found: dict[str, Predict] = {}
-    if (folder / FILES["checkpoint"]).is_file():
-        net = load_net(folder / FILES["checkpoint"])
-
-        def infer_float(crops: NDArray[np.uint8]) -> list[Floats]:
-            with torch.inference_mode():
-                return [net(torch.from_numpy(network_input(crops, manifest.input))).numpy()]
-
-        found["fp32"] = through(infer_float)
-    found |= {name: through(runtime.infer) for name, runtime in open_runtimes(folder, manifest, threads).items()}
-    if (folder / FILES["fp16_xml"]).is_file():
-        found["fp16_openvino"] = through(open_fp16(folder, manifest, threads).infer)
-    return found
+    return artefacts.predictors(
+        folder, manifest, load_net, lambda outputs: outputs[0].reshape(len(outputs[0]), -1, 2), threads=threads
+    )
 
 
 def load_net(checkpoint: Path) -> LandmarkNet:
