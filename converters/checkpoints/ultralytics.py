@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from converters.checkpoints.inert_pickle import Record, read_checkpoint
 from converters.checkpoints.onnx import refuse_not_finite
 from converters.errors import CheckpointError
-from converters.nets.yolov10 import SHAPES, Activation, Scale, YOLOv10
+from converters.nets.yolov10 import SHAPES, Scale, YOLOv10
+from converters.nets.yolov10_blocks import Activation
 
 ACTIVATIONS: dict[str, Activation] = {"SiLU": "silu", "ReLU": "relu"}
 CLASS_BIAS = "model.23.one2one_cv3.0.2.bias"

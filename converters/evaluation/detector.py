@@ -24,7 +24,8 @@ from converters.data.detection import Sample, face_mask, fairface, london, mik1i
 from converters.errors import ConvertError
 from converters.evaluation import plots
 from converters.evaluation.latency import in_turn
-from converters.nets.yolov10 import Exported, YOLOv10, load_weights
+from converters.nets.yolov10 import YOLOv10, load_weights
+from converters.nets.yolov10_export import Exported
 from edge.geometry import area, iou
 from edge.models.bundle import Bundle
 from edge.models.decoders import DECODERS, Detections

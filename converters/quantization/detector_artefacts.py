@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from converters.bundles.package import FILES
-from converters.nets.yolov10 import Exported, YOLOv10
+from converters.nets.yolov10 import YOLOv10
+from converters.nets.yolov10_export import Exported
 from converters.quantization.graphs import fused, read_openvino
 from converters.quantization.quantize import export_onnx, save_openvino, to_openvino
 from edge.models.manifest import Input

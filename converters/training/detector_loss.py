@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from converters.nets.yolov10 import DFL, REG_MAX
+from converters.nets.yolov10_head import DFL, REG_MAX
 
 ALPHA, BETA = 0.5, 6.0  # task-aligned metric: score^α · IoU^β (Feng et al. 2021, TOOD)
 TOP_K_MANY, TOP_K_ONE = 10, 1

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from converters.evaluation.classifier import load_student
-from converters.nets.yolov10 import Exported, load_weights
+from converters.nets.yolov10 import load_weights
+from converters.nets.yolov10_export import Exported
 from edge.models.bundle import MANIFEST, Bundle, load_bundle
 from edge.models.manifest import Input
 from edge.models.preprocess import to_tensor

@@ -92,7 +92,7 @@ def check(folder: Path) -> int:
     """Read with our own code and compare raw logits, and boxes and scores after decoding."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from converters.checkpoints.ultralytics import load_yolov10
-    from converters.nets.yolov10 import Exported
+    from converters.nets.yolov10_export import Exported
 
     foreign = load_yolov10(folder / "yolov10-face.pt")
     with np.load(folder / "ultralytics.npz") as saved, torch.inference_mode():

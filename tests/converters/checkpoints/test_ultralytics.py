@@ -15,8 +15,8 @@ from converters.checkpoints.inert_pickle import read_checkpoint  # noqa: E402
 from converters.checkpoints.ultralytics import load_yolov10  # noqa: E402
 from converters.cli import main  # noqa: E402
 from converters.errors import CheckpointError  # noqa: E402
-from converters.nets import yolov10 as ours  # noqa: E402
-from converters.nets.yolov10 import Exported, YOLOv10  # noqa: E402
+from converters.nets.yolov10 import YOLOv10  # noqa: E402
+from converters.nets.yolov10_export import Exported  # noqa: E402
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("ignore")]
 
@@ -55,7 +55,7 @@ def disguise(net: YOLOv10, library: dict[str, type], names: dict[int, str]) -> A
     """Give every module of our network the class the library would pickle."""
     for module in net.modules():
         name = type(module).__name__
-        if type(module).__module__ == ours.__name__:
+        if type(module).__module__.startswith("converters.nets.yolov10"):
             module.__class__ = library[{"Detect": "v10Detect", "YOLOv10": "YOLOv10DetectionModel"}.get(name, name)]
     net.names = names  # type: ignore[attr-defined]
     return net

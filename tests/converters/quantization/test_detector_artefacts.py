@@ -14,7 +14,8 @@ from converters.bundles.detector import Origin, describe_bundle, golden_pictures
 from converters.bundles.package import open_fp16, open_runtimes  # noqa: E402
 from converters.errors import QuantizeError  # noqa: E402
 from converters.evaluation.latency import in_turn  # noqa: E402
-from converters.nets.yolov10 import Exported, YOLOv10  # noqa: E402
+from converters.nets.yolov10 import YOLOv10  # noqa: E402
+from converters.nets.yolov10_export import Exported  # noqa: E402
 from converters.quantization.detector_artefacts import (  # noqa: E402
     OUTPUTS,
     exported,
