@@ -113,6 +113,12 @@ def _replay(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _clips(args: argparse.Namespace) -> int:
+    from edge.clips.verb import clips
+
+    return clips(args)
+
+
 def _bench(args: argparse.Namespace) -> int:
     from edge.bench import bench
 
@@ -218,6 +224,24 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("clip", type=Path, nargs="?", help="video, folder, .jsonl recording or MOT det.txt")
     replay.add_argument("--record", type=Path, metavar="FILE", help="keep the detections, to replay without pictures")
 
+    clips = add(
+        "clips",
+        _clips,
+        "Cut the parts out of a video in which one person is seen, who has agreed to it: the config has a head that "
+        "recognizes that person, with the consent beside it. Everybody else's face is blurred. Train such a head with "
+        "facefleet-convert train-student --pictures.",
+        "box.yaml party.mp4 --head me --out clips/ --dry-run",
+    )
+    clips.add_argument("config", type=Path, help="the box's YAML; its first camera's settings are used, as by replay")
+    clips.add_argument("video", type=Path, help="video, or folder of images")
+    clips.add_argument("--head", metavar="NAME", help="the head that knows the person (default: the only one)")
+    clips.add_argument("--label", help="the person, where the head knows several (default: the only one)")
+    clips.add_argument("--out", type=Path, metavar="FOLDER", help="new folder of the videos and their clips.json")
+    clips.add_argument("--gap", type=_seconds, default=2.0, metavar="S", help="join what is closer (default 2 s)")
+    clips.add_argument("--pad", type=_seconds, default=1.0, metavar="S", help="add on either side (default 1 s)")
+    clips.add_argument("--show-others", action="store_true", help="do not blur the faces of others")
+    clips.add_argument("--dry-run", action="store_true", help="only list the stretches; write nothing")
+
     bench = add("bench", _bench, "Measure this box: milliseconds per stage, frames a second, memory.", "--seconds 10")
     bench.add_argument("config", type=Path, nargs="?", help="the box's YAML; default: the shipped models, a made scene")
     bench.add_argument("--clip", type=Path, help="a video to measure on instead")
@@ -271,6 +295,13 @@ def _parser() -> argparse.ArgumentParser:
 
     add_verbs(add)
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 on")
+    return seconds
 
 
 if __name__ == "__main__":

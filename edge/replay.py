@@ -15,6 +15,7 @@ import numpy as np
 
 from edge.assembly import Models, build_attributes, build_pipeline, build_visits, load_models, source_spec
 from edge.capture.sources import open_source
+from edge.capture.spec import SourceSpec
 from edge.config import LoadedConfig
 from edge.errors import CameraError, ConfigError
 from edge.pipeline import NO_SCORES
@@ -44,12 +45,7 @@ def replay(config: LoadedConfig, clip: Path | None, *, record: TextIO | None = N
             raise ConfigError(f"{clip} is a recording of detections already; record a video or a folder")
         yield from _from_sort(config, clip, rng)
         return
-    camera = config.box.cameras[0]
-    spec = source_spec(config, camera)
-    if clip is not None:
-        spec = replace(spec, kind="folder" if clip.is_dir() else "file", location=str(clip), user=None, password=None)
-    if spec.kind not in ("file", "folder"):
-        raise ConfigError(f"camera {camera.id} is live ({spec.shown}); name a clip, folder or recording to replay")
+    spec = recorded(config, clip)
     models: Models = load_models(config, log=lambda _: None)
     recorder = Recorder(record) if record else None
     pipeline = build_pipeline(config, 0, models, rng, grid_s=0.0, recorder=recorder)
@@ -62,6 +58,21 @@ def replay(config: LoadedConfig, clip: Path | None, *, record: TextIO | None = N
     yield from pipeline.close(at_s, EndReason.SOURCE_ENDED)
     if damage:
         raise CameraError(damage)
+
+
+def recorded(config: LoadedConfig, clip: Path | None) -> SourceSpec:
+    """Return a clip or folder as a source with the first camera's settings; its own source when `clip` is None.
+
+    Raises:
+        ConfigError: that is live.
+    """
+    camera = config.box.cameras[0]
+    spec = source_spec(config, camera)
+    if clip is not None:
+        spec = replace(spec, kind="folder" if clip.is_dir() else "file", location=str(clip), user=None, password=None)
+    if spec.kind not in ("file", "folder"):
+        raise ConfigError(f"camera {camera.id} is live ({spec.shown}); name a clip, folder or recording to replay")
+    return spec
 
 
 def is_recording(clip: Path | None) -> TypeGuard[Path]:

@@ -116,8 +116,12 @@ class Sort:
         return frozenset(self._track_id.tolist())
 
     def everywhere(self) -> NDArray[np.float64]:
-        """Return (N, 4) xyxy, where each track not dead yet is thought to be; those of `alive`, in no order."""
+        """Return (N, 4) xyxy, where each track not dead yet is thought to be; in the order of `everyone`."""
         return self._filters.xyxy()
+
+    def everyone(self) -> NDArray[np.int64]:
+        """Return (N,) the ids of all tracks not dead yet, those of `alive`, in the order of `everywhere`."""
+        return self._track_id.copy()
 
     def _hit(self, track: Indices, z: NDArray[np.float64]) -> None:
         self._hit_streak[self._time_since_update > 0] = 0

@@ -77,7 +77,7 @@ class BundleMaker:
     def _ir(self, model: Any, manifest: Manifest, changes: dict[str, Any]) -> Bundle:
         import openvino as ov
 
-        folder = self.root / manifest.name
+        folder = self.root / changes.get("name", manifest.name)
         folder.mkdir(parents=True)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
         files: dict[Any, File] = {role: describe(folder, folder / f"model.{role}") for role in ("xml", "bin")}

@@ -11,7 +11,7 @@ import pytest
 from edge.cli import main
 from tests.edge.conftest import BundleMaker
 
-VERBS = ("run", "check", "schema", "doctor", "replay", "bench", "tail", "bundle", "keys", "flash", "apply")
+VERBS = ("run", "check", "schema", "doctor", "replay", "clips", "bench", "tail", "bundle", "keys", "flash", "apply")
 
 
 @pytest.fixture
