@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import psycopg
 from bridge import bench, dead_letters
 from bridge.app import Bridge
 from bridge.ca import verbs as ca
+from bridge.ca.authority import Authority
 from bridge.config import full_dsn, load_bridge
 from bridge.dashboards import generate
 from bridge.erase import erase
@@ -23,6 +25,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.heartbeat import Heartbeat
 from bridge.local import LOCAL_DATABASE, Local, Ready
 from bridge.migrate import migrate
+from bridge.retire import find, registry, retire, shut_out, undo, when
 from bridge.rollout import verbs as rollouts
 from bridge.store import Store
 from edge.link import LinkDied, LinkError
@@ -143,13 +146,42 @@ def erase_(options: argparse.Namespace) -> int:
         print(f"{box}: would erase {erase(dsn, box, since, until, dry_run=True)}", flush=True)
     if options.dry_run:
         return OK
-    if not options.yes:
-        if not sys.stdin.isatty():
-            return _fail("nothing was erased: there is nobody to ask, so give --yes", USAGE)
-        if input(f"There is no way back but a backup. Type {box} to erase it: ").strip() != box:
-            return _fail("nothing was erased", FAILURE)
+    if not options.yes and (refused := _refused(box, "There is no way back but a backup.", "erase", "erased")):
+        return refused
     print(f"{box}: erased {erase(dsn, box, since, until)}")
     return OK
+
+
+def retire_(options: argparse.Namespace) -> int:
+    """Take a box out of service, or put it back, and say what of it is left to do."""
+    dsn, folder = _dsn(options), ca.folder(options.ca)
+    with registry(dsn) as connection:
+        box = find(connection, options.box, options.site)
+        if options.undo:
+            undo(connection, box)
+    if options.undo:
+        print(
+            f"{box}: in service again. A certificate that was revoked stays so; it gets a new one with "
+            f'"facefleet-edge flash CONFIG TARGET --ca DIR", or "facefleet-bridge ca enroll {box}"'
+        )
+        return OK
+    there = Authority(folder) if options.ca or os.access(folder / "ca.key", os.R_OK) else None
+    print(f"{box}: {box.standing}", flush=True)
+    if box.seems_alive:
+        stays = f"; {box.waiting} events wait in its outbox and will stay there" if there and box.waiting else ""
+        print(f"It has not said that it ends, and is shown again as soon as it is heard{stays}.", flush=True)
+    if not options.yes and (refused := _refused(str(box), "Its history stays.", "retire", "retired")):
+        return refused
+    failure: BridgeError | OSError | None = None
+    done = [f'left to do, where the authority is: "facefleet-bridge ca revoke {box}"']
+    try:
+        done = shut_out(there, box, options.reload) if there else done
+    except (BridgeError, OSError) as error:  # the box is retired all the same
+        failure, done = error, []
+    with registry(dsn) as connection:
+        since = retire(connection, box)
+    print("\n".join([f"{box}: retired since {when(since)}", *(f"  {line}" for line in done)]))
+    return _fail(failure, FAILURE) if failure else OK
 
 
 def bench_(options: argparse.Namespace) -> int:
@@ -176,6 +208,15 @@ def grafana(options: argparse.Namespace) -> int:
 def no_action(_: argparse.Namespace) -> int:
     """Never called: each action of `ca` brings its own function, and argparse asks for one."""
     raise ConfigError("name an action")
+
+
+def _refused(name: str, warning: str, verb: str, done: str) -> int:
+    """Ask for a name to be typed; return the status to end with when it was not, else `OK`."""
+    if not sys.stdin.isatty():
+        return _fail(f"nothing was {done}: there is nobody to ask, so give --yes", USAGE)
+    if input(f"{warning} Type {name} to {verb} it: ").strip() != name:
+        return _fail(f"nothing was {done}", FAILURE)
+    return OK
 
 
 def _dsn(options: argparse.Namespace) -> str:
@@ -365,6 +406,32 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", dest="since", type=_time, metavar="TIME", help="from when on; since ever unless given")
     sub.add_argument("--to", dest="until", type=_time, metavar="TIME", help="up to when; up to now unless given")
     sub.add_argument("--dry-run", action="store_true", help="only say what would go")
+    sub.add_argument("--yes", action="store_true", help="do not ask")
+
+    sub = verb(
+        "retire",
+        retire_,
+        "take a box out of service",
+        "A box that will not come back leaves the fleet's tables and alarms and the roll-outs; what it saw stays for\n"
+        "the analysts (report.retired_boxes lists the retired). Where the authority is at hand, its certificate is\n"
+        "revoked. Should it speak again, it is shown at once as `returned`, with an alarm, until it is retired once\n"
+        "more or put back; nothing it sends is lost: it is written and acknowledged like any other's.\n\n"
+        "What the broker keeps of it (state, ack) stays there. It shows nobody a box that lives, only the box itself\n"
+        "may write its state, and taken from under a box that is alive after all, a database restored from a backup\n"
+        "would never ask that box for what it lacks.\n\n"
+        "  facefleet-bridge retire munich/lobby-1 config/bridge.yaml\n"
+        "  facefleet-bridge retire lobby-1 --dsn postgresql://bridge@127.0.0.1/facefleet --ca ~/.config/facefleet/ca\n"
+        "  facefleet-bridge retire munich/lobby-1 --undo config/bridge.yaml",
+    )
+    sub.add_argument("box", metavar="BOX", help="SITE/BOX, or BOX alone where only one site has it")
+    sub.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a bridge's YAML; its dsn is used")
+    sub.add_argument("--dsn", help="of a member of facefleet_ingest; no password, use PGPASSFILE for it")
+    sub.add_argument("--site", metavar="SITE", help="whose box it is")
+    sub.add_argument(
+        "--ca", type=Path, metavar="DIR", help=f"the authority's folder (default $FACEFLEET_CA or {ca.DEFAULT}, if any)"
+    )
+    sub.add_argument("--reload", default="", metavar="COMMAND", help="makes the broker read its files again; see ca")
+    sub.add_argument("--undo", action="store_true", help="put it back into service")
     sub.add_argument("--yes", action="store_true", help="do not ask")
 
     sub = verb(

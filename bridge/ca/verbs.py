@@ -77,10 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    folder = _folder(options)
-    broker = options.broker or folder / "broker"
-    made = Authority.make(folder, options.host, options.port, broker, now(), options.reload)
-    _say(f"{folder}: keep ca.key secret and keep a copy; who has it can enroll anybody")
+    there = _folder(options)
+    broker = options.broker or there / "broker"
+    made = Authority.make(there, options.host, options.port, broker, now(), options.reload)
+    _say(f"{there}: keep ca.key secret and keep a copy; who has it can enroll anybody")
     _say(f"let Mosquitto include {made.broker_folder / CONF}, and start it")
     return 0
 
@@ -152,8 +152,13 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def folder(given: Path | None) -> Path:
+    """Return where the authority is: as given, else as the environment says, else where `init` makes one."""
+    return Path(given or os.environ.get("FACEFLEET_CA") or DEFAULT).expanduser()
+
+
 def _folder(options: argparse.Namespace) -> Path:
-    return Path(options.dir or os.environ.get("FACEFLEET_CA") or DEFAULT).expanduser()
+    return folder(options.dir)
 
 
 def _request(path: str) -> bytes:

@@ -9,11 +9,22 @@ BOXES = (
         "facefleet-offline",
         "Box is not online",
         "{{ .Labels.box }} at {{ .Labels.site }} sent no health for two heartbeats, died, or was never heard",
-        "SELECT site, box, (status <> 'online')::int AS away FROM report.box_status",
+        "SELECT site, box, (status NOT IN ('online', 'returned'))::int AS away FROM report.box_status",
         {**BOX, "away": "number"},
         limit=0,
         lasting="1m",
         severity="critical",
+    ),
+    Alert(
+        "facefleet-returned",
+        "Retired box speaks again",
+        '{{ .Labels.box }} at {{ .Labels.site }} was heard after it was retired: "facefleet-bridge retire --undo" if '
+        "that is meant, else shut it out and retire it once more",
+        "SELECT site, box, (status = 'returned')::int AS back FROM report.box_status",
+        {**BOX, "back": "number"},
+        limit=0,
+        lasting="0s",
+        severity="warning",
     ),
     Alert(
         "facefleet-duplicate-id",

@@ -9,8 +9,9 @@ NOW = (
     Panel(
         "Status",
         "stat",
-        f"SELECT status FROM report.box_status WHERE {THIS}",
+        f"SELECT coalesce(max(status), 'retired') AS status FROM report.box_status WHERE {THIS}",
         {"status": "text"},
+        "A retired box has a past and no present.",
         w=4,
         h=4,
         colours=STATUS,
@@ -223,7 +224,11 @@ BOX = Dashboard(
     "One box in depth.",
     since="6h",
     refresh="30s",
-    variables=(Variable("box", "SELECT box FROM report.box_status ORDER BY 1", many=False),),
+    variables=(
+        Variable(
+            "box", "SELECT box FROM report.box_status UNION SELECT box FROM report.retired_boxes ORDER BY 1", many=False
+        ),
+    ),
     items=(
         Row("Now"), *NOW, Row("Cameras"), *CAMERAS, Row("Delivery"), *DELIVERY, Row("Machine"), *MACHINE,
     ),

@@ -1,12 +1,12 @@
 """The Fleet dashboard: which boxes live, what they do, what they lose, what runs on them; and the centre itself."""
 
 from bridge.dashboards.audience import CHOSEN_BOX, CHOSEN_SITE
-from bridge.dashboards.model import AMBER, GREEN, GREY, RED, Dashboard, Panel, Row, Variable
+from bridge.dashboards.model import AMBER, BLUE, GREEN, GREY, RED, Dashboard, Panel, Row, Variable
 
 # Many rows, few points: as $__timeGroup, without its numeric arithmetic.
 POINT = "date_bin('$__interval_ms ms', at, '1970-01-01 00:00Z')"
 
-STATUS = {"online": GREEN, "stale": AMBER, "offline": RED, "silent": GREY}
+STATUS = {"online": GREEN, "stale": AMBER, "offline": RED, "silent": GREY, "returned": BLUE, "retired": GREY}
 GOLDEN = {"ok": GREEN}
 
 # From the registry, not from what was heard: a box that never said a word can be chosen.
@@ -21,11 +21,12 @@ BOXES = (
         "stat",
         f"""
 SELECT count(*) FILTER (WHERE status = 'online') AS online, count(*) FILTER (WHERE status = 'stale') AS stale,
-    count(*) FILTER (WHERE status = 'offline') AS offline, count(*) FILTER (WHERE status = 'silent') AS silent
+    count(*) FILTER (WHERE status = 'offline') AS offline, count(*) FILTER (WHERE status = 'silent') AS silent,
+    count(*) FILTER (WHERE status = 'returned') AS returned
 FROM report.box_status WHERE {CHOSEN_BOX}""",
-        {"online": "number", "stale": "number", "offline": "number", "silent": "number"},
+        {"online": "number", "stale": "number", "offline": "number", "silent": "number", "returned": "number"},
         "online: health heard within two minutes. stale: no death heard, but no health either. offline: it said so, or "
-        "the broker did. silent: registered, never heard.",
+        "the broker did. silent: registered, never heard. returned: retired, and heard since.",
         w=8,
         h=5,
         colours=STATUS,
@@ -90,12 +91,23 @@ ORDER BY status = 'online', site, box LIMIT 1000""",
             "disk free": "number", "reboots": "number", "certificate": "number", "clock": "text", "software": "text",
             "config": "text",
         },
-        "Every registered box, those in trouble first.",
+        "Every registered box that is not retired, those in trouble first.",
         w=24,
         h=10,
         units={"heard": "s", "outbox": "percentunit", "°C": "celsius", "disk free": "decbytes", "certificate": "d"},
         decimals=1,
         colours=STATUS,
+    ),
+    Panel(
+        "Retired boxes",
+        "table",
+        f"""
+SELECT site, box, retired_at AS retired, retired_by AS "by", heard_at AS "heard since"
+FROM report.retired_boxes WHERE {CHOSEN_SITE} ORDER BY heard_at IS NULL, retired_at DESC, site, box LIMIT 200""",
+        {"site": "text", "box": "text", "retired": "time", "by": "text", "heard since": "time"},
+        '"facefleet-bridge retire" took them out of service. One that was heard since stands above, too.',
+        w=24,
+        h=4,
     ),
 )  # fmt: skip
 
@@ -330,7 +342,8 @@ FROM report.rollouts ORDER BY 1 DESC, 4 LIMIT 50""",
         "table",
         f"""
 SELECT site, box, wave, state, reason FROM report.rollout_boxes
-WHERE rollout_id = (SELECT max(rollout_id) FROM report.rollouts) AND state <> 'committed' AND {CHOSEN_BOX}
+WHERE rollout_id = (SELECT max(rollout_id) FROM report.rollouts) AND state NOT IN ('committed', 'retired')
+    AND {CHOSEN_BOX}
 ORDER BY state IN ('waiting', 'offered', 'taken'), site, box LIMIT 200""",
         {"site": "text", "box": "text", "wave": "number", "state": "text", "reason": "text"},
         "Failed ones first; they run what they ran before.",
@@ -343,7 +356,7 @@ ORDER BY state IN ('waiting', 'offered', 'taken'), site, box LIMIT 200""",
 FLEET = Dashboard(
     "facefleet-fleet",
     "Fleet",
-    "Every registered box, whether it speaks or not.",
+    "Every registered box, whether it speaks or not; retired ones apart.",
     since="3h",
     refresh="30s",
     variables=VARIABLES,

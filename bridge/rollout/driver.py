@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 TURN_S = 0.5
 FAREWELL_S = 5.0
-UNCOMMITTED = ("waiting", "offered", "taken", "rolled_back", "refused", "silent")
+UNCOMMITTED = ("waiting", "offered", "taken", "rolled_back", "refused", "silent", "retired")
 
 
 class Driver:
@@ -61,7 +61,7 @@ class Driver:
                 rollout = self._records.get(self._id)
                 if rollout.state != "running":
                     # A silent box of a roll-out that went well may still come back and take its offer.
-                    self._withdraw(("committed",) if rollout.state == "done" else UNCOMMITTED)
+                    self._withdraw(("committed", "retired") if rollout.state == "done" else UNCOMMITTED)
                     return rollout
                 self._turn(rollout, boxes)
             return self._records.get(self._id)

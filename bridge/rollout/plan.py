@@ -12,7 +12,7 @@ import msgspec
 from bridge.errors import BridgeError
 from edge.wire import Brings, FlashReport, check_id
 
-State = Literal["waiting", "offered", "taken", "committed", "rolled_back", "refused", "silent"]
+State = Literal["waiting", "offered", "taken", "committed", "rolled_back", "refused", "silent", "retired"]
 FAILED: tuple[State, ...] = ("rolled_back", "refused", "silent")
 SUFFIX = ".ffbundle"
 # The head of a bundle file (edge/flash/archive.py): magic 8, key id 16, signature 64, length of the manifest 4.
@@ -104,7 +104,7 @@ def wave_sizes(text: str, boxes: int) -> list[int]:
 
 def after_report(box: BoxState, report: FlashReport) -> BoxState:
     """Return a box after what it said; what concerns another bundle, or comes after the end, changes nothing."""
-    if report.counter != box.counter or box.state in ("waiting", "committed", "rolled_back", "refused"):
+    if report.counter != box.counter or box.state in ("waiting", "committed", "rolled_back", "refused", "retired"):
         return box
     outcomes: dict[str, State] = {"unchanged": "committed", "unreachable": "offered"}
     state: State = outcomes.get(report.outcome, report.outcome)  # type: ignore[arg-type]

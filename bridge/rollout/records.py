@@ -86,6 +86,12 @@ class Records:
         """Return where every box stands."""
         return [BoxState(*row) for row in self._connection.execute(_BOXES, (rollout_id,))]
 
+    def retired(self) -> set[tuple[str, str]]:
+        """Return (site, box) of the boxes that were taken out of service."""
+        query = "SELECT s.name, b.name FROM facefleet.boxes b JOIN facefleet.sites s USING (site_id) " \
+                "WHERE b.retired_at IS NOT NULL"  # fmt: skip
+        return {(site, box) for site, box in self._connection.execute(query)}
+
     def offers(self, rollout_id: int, states: Iterable[str]) -> list[tuple[str, str, Offer]]:
         """Return (site, box, offer) of the boxes in these states."""
         rows = self._connection.execute(
@@ -110,7 +116,7 @@ class Records:
         """Note where a box stands."""
         self._connection.execute(
             "UPDATE facefleet.rollout_boxes SET state = %s, reason = %s, changed_at = now() "
-            "WHERE rollout_id = %s AND site = %s AND box = %s AND (state, reason) <> (%s, %s)",
+            "WHERE rollout_id = %s AND site = %s AND box = %s AND (state, reason) <> (%s, %s) AND state <> 'retired'",
             (box.state, box.reason, rollout_id, box.site, box.box, box.state, box.reason),
         )
 

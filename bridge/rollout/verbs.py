@@ -8,7 +8,7 @@ from pathlib import Path
 from bridge.config import full_dsn, link_settings, load_bridge
 from bridge.errors import BridgeError
 from bridge.rollout.driver import Driver
-from bridge.rollout.plan import read_bundles, wave_sizes
+from bridge.rollout.plan import Bundle, read_bundles, wave_sizes
 from bridge.rollout.records import Records, Rollout
 from edge.link import LinkSettings, Will
 
@@ -23,7 +23,7 @@ def start(options: argparse.Namespace, stop: threading.Event) -> int:
         elif options.bundles is None or options.url is None:
             raise BridgeError("no roll-out is running; name --bundles and --url to begin one")
         else:
-            bundles = read_bundles(options.bundles, options.url)
+            bundles = _in_service(read_bundles(options.bundles, options.url), records.retired())
             sizes = wave_sizes(options.waves, len(bundles))
             rollout_id = records.start(bundles, sizes, options.failures, options.patience)
             print(f"roll-out {rollout_id}: {len(bundles)} boxes in waves of {', '.join(map(str, sizes))}", flush=True)
@@ -54,6 +54,21 @@ def abort(options: argparse.Namespace, stop: threading.Event) -> int:
         records.end(newest.id, "aborted", "by an operator")
         _show(records, Driver(records, settings, newest.id).run(stop))
     return 0
+
+
+def _in_service(bundles: list[Bundle], retired: set[tuple[str, str]]) -> list[Bundle]:
+    """Leave out, aloud, what is for retired boxes.
+
+    Raises:
+        BridgeError: nothing is left.
+    """
+    left = [bundle for bundle in bundles if (bundle.site, bundle.box) not in retired]
+    for bundle in bundles:
+        if bundle not in left:
+            print(f"left out: {bundle.site}/{bundle.box} is retired", flush=True)
+    if not left:
+        raise BridgeError('every bundle is for a retired box; "facefleet-bridge retire BOX --undo" puts one back')
+    return left
 
 
 def _centre(path: Path) -> tuple[LinkSettings, str]:

@@ -1,7 +1,7 @@
 """A fleet that has been working for days, written through the store as the bridge writes it: real payloads, no SQL.
 
-Two sites in two time zones with four boxes that live, and one each that was never heard, has died, went stale. Some of
-them are in trouble, so that every panel and every alarm has something to show.
+Two sites in two time zones with four boxes that live, and one each that was never heard, has died, went stale, was
+retired. Some of them are in trouble, so that every panel and every alarm has something to show.
 """
 
 import math
@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import psycopg
 
+from bridge.retire import find, registry, retire
 from bridge.store import Incoming, Store
 from edge.wire import (
     SCHEMA,
@@ -78,6 +79,7 @@ LIVE = (
     Seen("lisbon", "kiosk-2", ("door",), visitors=30, trouble=True),
 )
 STALE, DEAD, SILENT = Seen("lisbon", "stale-1"), Seen("berlin", "dead-1"), Seen("berlin", "silent-1")
+RETIRED = Seen("berlin", "old-1")
 
 
 def seed(dsn: str, now: datetime) -> None:
@@ -94,7 +96,7 @@ def seed(dsn: str, now: datetime) -> None:
         )
     moment = now
     with Store(dsn, clock=lambda: moment) as store:
-        for box in (*LIVE, STALE, DEAD):
+        for box in (*LIVE, STALE, DEAD, RETIRED):
             store.write_state(box.site, box.box, birth(box), now - timedelta(days=DAYS))
         store.write_state(DEAD.site, DEAD.box, death(DEAD), now - timedelta(hours=5))
         waiting: list[tuple[datetime, Incoming]] = []
@@ -112,7 +114,10 @@ def seed(dsn: str, now: datetime) -> None:
                 store.write_health(box.site, box.box, msgspec.json.encode(health), at)
         old = next(iter(healths(STALE, rng, now)))[1]
         store.write_health(STALE.site, STALE.box, msgspec.json.encode(old), now - timedelta(minutes=40))
+        store.write_health(RETIRED.site, RETIRED.box, msgspec.json.encode(old), now - timedelta(days=2))
         store.maintain(now)
+    with registry(dsn) as connection:
+        retire(connection, find(connection, RETIRED.box, RETIRED.site))
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("ANALYZE")
 

@@ -44,6 +44,7 @@ def fleet(*states: State) -> list[BoxState]:
         pytest.param(fleet("taken", "waiting"), 0, Move(), id="wait while it tries"),
         pytest.param(fleet("committed", "waiting"), 0, Move(open_wave=2), id="next wave"),
         pytest.param(fleet("committed", "committed"), 0, Move(end="done"), id="done"),
+        pytest.param(fleet("retired", "waiting"), 0, Move(open_wave=2), id="go on without a retired one"),
         pytest.param(
             fleet("rolled_back", "waiting"), 0, Move(end="stopped", reason="1 failed, s/b0 rolled_back"), id="stop"
         ),
@@ -76,6 +77,7 @@ def test_a_box_that_says_nothing_for_too_long_is_silent() -> None:
         ("offered", FlashReport(6, "rolled_back"), "offered"),
         ("committed", FlashReport(7, "rolled_back"), "committed"),
         ("waiting", FlashReport(7, "committed"), "waiting"),
+        ("retired", FlashReport(7, "rolled_back"), "retired"),
     ],
 )
 def test_reports(before: State, report: FlashReport, after: State) -> None:
