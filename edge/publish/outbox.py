@@ -9,16 +9,19 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 
 from edge.errors import OutboxError
+from edge.publish.batching import Batcher, Stamped, parts, stamped
+from edge.publish.bounds import Bounds
 from edge.publish.clock import BoxClock, Stamper
+from edge.publish.coverage import Coverage
+from edge.publish.held import Held
 from edge.publish.outbox_file import (
     DAMAGED,
     FULL,
@@ -28,36 +31,18 @@ from edge.publish.outbox_file import (
     StreamRow,
     code_of,
     key_of,
-    salvage,
     set_aside,
 )
 from edge.publish.ranges import Ranges
-from edge.wire import (
-    MAX_BYTES,
-    MAX_EVENTS,
-    SCHEMA,
-    AnyEvent,
-    Batch,
-    Clock,
-    Covered,
-    Loss,
-    LossReason,
-    Vocabulary,
-    decode_batch,
-    encode_batch,
-)
+from edge.publish.rescue import Rescued
+from edge.wire import AnyEvent, Batch, Covered, Loss, LossReason, Vocabulary, decode_batch, encode_batch
 
 log = logging.getLogger(__name__)
 
-SAVE_COVERED_S = 10.0  # acks are written down this often: forgetting one costs a resend, writing each costs a page
 TIDY_S = 60.0  # how often age, empty streams and the reserve are looked at
-DOUBT_S = 5.0  # an ack that says less than we know is believed after this long: a late one is corrected sooner
 BUFFER_EVENTS = 20_000  # in memory, while the disk refuses to take any
-DROP_ROWS = 500  # batches that go in one transaction
 GATHER_EVENTS = 50  # in one batch, while nothing can be sent: so a backlog is few messages
 GATHER_ROWS = 24  # that many become one: one at a time would write the card twice as full
-
-Stamped = tuple[int, Clock, AnyEvent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +92,19 @@ class Outbox:
         self.vocabulary = vocabulary
         self.state = OutboxState()
         self._clock = clock or BoxClock()
-        self._path, self._deflate = path, deflate
-        self._max_bytes, self._max_age_s, self._reserve_bytes = max_bytes, max_age_s, reserve_bytes
+        self._path, self._deflate, self._reserve_bytes = path, deflate, reserve_bytes
+        self._bounds = Bounds(path, max_bytes=max_bytes, max_age_s=max_age_s, reserve_bytes=reserve_bytes)
+        self._batcher = Batcher(stream, vocabulary, vocabulary.digest())
+        self._coverage = Coverage()
         self._lock = threading.Lock()
         self._buffer: list[Stamped] = []
         self._refused: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._trouble = ""
         self._cramped = ""  # why the file may not grow: the disk is full
-        self._losing: LossReason | None = None  # said in the journal already
-        self._logged = ""  # as well
-        self._log_bytes = min(1 << 20, max_bytes // 8, reserve_bytes // 2 or max_bytes)  # the reserve must hold it
-        self._page_bytes = max_bytes - self._log_bytes - min(256 << 10, max_bytes // 16)  # a commit may overshoot
+        self._logged = ""  # said in the journal already
         self._began_s: float | None = None  # monotonic time of the first commit
-        self._tidied_s = self._saved_s = 0.0
-        self._doubts: dict[int, tuple[Ranges, float]] = {}
-        self._named_s: dict[int, float] = {}  # when an ack last spoke of a stream
-        self._unsaved: set[int] = set()  # places whose covered ranges changed
-        self._database: bytes = b""
-        self._database_unsaved = False
+        self._tidied_s = 0.0
         self.gather = False  # nothing can be sent at present: the newest batches, never sent, may become one
         self._loose = 0  # batches since the last that was gathered
         self._sent = 0  # the newest event of this stream that has left the file
@@ -133,7 +112,6 @@ class Outbox:
         self._unsaid: list[Loss] = []  # losses found before the next commit can say them
         self._unreadable: dict[int, Row] = {}
         self._suspect: sqlite3.DatabaseError | None = None
-        self._digest = vocabulary.digest()
         self._load()
 
     # -- from any thread ---------------------------------------------------------------------------------------------
@@ -143,22 +121,21 @@ class Outbox:
 
         They are accepted at the next commit. What cannot be kept is counted in `OutboxState.refused` (P25).
         """
-        stamped: list[Stamped] = []
+        entries: list[Stamped] = []
         for event in events:
             try:
                 t_ms, clock = self._clock.stamp(0.0 if isinstance(event, Loss) else event.t_ms / 1000.0)
-                one = Batch(SCHEMA, self.stream, 1, t_ms, clock, self._digest, (_at(event, 0),), self.vocabulary)
-                decode_batch(encode_batch(one))  # what we cannot read ourselves must not reach the bridge
+                self._batcher.check(event, t_ms, clock)
             except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
                 log.error("refused an event that cannot be put on the wire: %r: %s", event, error)
                 self._refuse("invalid", 1)
             else:
-                stamped.append((t_ms, clock, event))
+                entries.append((t_ms, clock, event))
         with self._lock:
             room = max(0, BUFFER_EVENTS - len(self._buffer))
-            self._buffer += stamped[:room]
-        if len(stamped) > room:
-            self._refuse("buffer", len(stamped) - room)
+            self._buffer += entries[:room]
+        if len(entries) > room:
+            self._refuse("buffer", len(entries) - room)
 
     def idle(self) -> bool:
         """Return whether every event taken so far is acked, or counted as lost or refused."""
@@ -169,16 +146,8 @@ class Outbox:
 
     def use(self, database: UUID) -> None:
         """Say which database's acks count (P18); what only another one holds is pending again."""
-        if database.bytes == self._database:
-            return
-        if self._database:
-            for row in self._streams.values():
-                row.covered = Ranges()
-        self._doubts.clear()
-        self._database = database.bytes
-        self._unsaved |= {row.place for row in self._streams.values() if row.last}
-        self._database_unsaved = True
-        self._refresh(self._began_s or 0.0)
+        if self._coverage.use(database, self._held.streams):
+            self._refresh(self._began_s or 0.0)
 
     def commit(self, now_s: float) -> int:
         """Put what was appended on the disk in one transaction, making room where it is needed.
@@ -190,8 +159,9 @@ class Outbox:
             How many events were accepted. 0 with `state.trouble` set when the disk refuses: they stay in memory.
         """
         if self._began_s is None:
-            self._began_s = self._tidied_s = self._saved_s = now_s
-        self._settle_doubts(now_s)
+            self._began_s = self._tidied_s = now_s
+            self._coverage.begin(now_s)
+        self.retakes += self._coverage.settle_doubts(self._held.streams, now_s)
         with self._lock:
             entries = list(self._buffer)
         accepted = 0
@@ -215,7 +185,7 @@ class Outbox:
         """Return batches that may not be forgotten, oldest first, with keys above `after` and up to `until`."""
         found: list[Row] = []
         try:
-            for row in self._walk(lambda stream: stream.pending(), after):
+            for row in self._held.walk(lambda stream: stream.pending(), after):
                 if until is not None and row.key > until:
                     break
                 found.append(row)
@@ -227,10 +197,7 @@ class Outbox:
 
     def is_pending(self, row: Row) -> bool:
         """Return whether a batch is still in the file and not wholly covered (P14)."""
-        stream = self._streams.get(row.place)
-        return stream is not None and not (
-            stream.gone.covers(row.first, row.last) or stream.covered.covers(row.first, row.last)
-        )
+        return self._held.is_pending(row)
 
     def is_current(self, row: Row) -> bool:
         """Return whether a batch belongs to this life, whose birth message carries the vocabulary."""
@@ -246,7 +213,7 @@ class Outbox:
         if self.is_current(row):
             self._sent = max(self._sent, row.last)
         try:
-            raw = self._file.payload(row)
+            raw = self._held.file.payload(row)
         except sqlite3.DatabaseError as error:
             self._suspect = error
             return None
@@ -255,57 +222,25 @@ class Outbox:
             return None
         if not inline_vocabulary:
             return raw
-        batch = msgspec.structs.replace(decode_batch(raw), vocabulary=self._streams[row.place].vocabulary)
+        batch = msgspec.structs.replace(decode_batch(raw), vocabulary=self._held.streams[row.place].vocabulary)
         return encode_batch(batch, deflate=self._deflate)
 
     def cover(self, database: UUID, covered: Iterable[Covered], now_s: float, *, complete: bool = False) -> int:
-        """Learn what the database holds; return how many events are newly covered.
-
-        What an ack adds is believed at once (P16). What it no longer names is doubted, and pending again when no ack
-        has named it within a few seconds: then the centre was restored from an older backup (P23). A `complete` ack
-        that leaves a stream out says that the database holds nothing of it.
-        """
-        if database.bytes != self._database:
-            return 0
-        by_stream = {row.stream: row for row in self._streams.values()}
-        newly = 0
-        covered = list(covered)
-        if complete:
-            named = {said.stream for said in covered}
-            covered += [Covered(stream, 0) for stream in by_stream if stream not in named]
-        for said in covered:
-            row = by_stream.get(said.stream)
-            if row is None:
-                continue
-            self._named_s[row.place] = now_s
-            held = Ranges.from_flat((1, said.upto, *said.ranges) if said.upto > 0 else said.ranges)
-            held.discard(row.last + 1, max(row.last + 1, held.top))  # nobody can hold what was never accepted
-            fresh = (held - row.covered) & row.held()
-            if fresh:
-                newly += fresh.count()
-                row.covered = row.covered | held
-                self._unsaved.add(row.place)
-            missing = (row.covered - held) & row.held()
-            if said.ranges:  # a bridge may name only the first few ranges: above them, silence means nothing
-                missing.discard(held.top + 1, max(held.top + 1, missing.top))
-            if missing:
-                before, since_s = self._doubts.get(row.place, (missing, now_s))
-                self._doubts[row.place] = (missing, since_s if before & missing else now_s)
-            else:
-                self._doubts.pop(row.place, None)
-        self.state = replace(self.state, events=self._waiting())
+        """Learn what the database holds (see `Coverage.cover`); return how many events are newly covered."""
+        newly = self._coverage.cover(self._held.streams, database, covered, now_s, complete)
+        self.state = replace(self.state, events=self._held.waiting())
         return newly
 
     def close(self, now_s: float | None = None) -> None:
         """Commit what is left and close the file."""
         if now_s is not None:
-            self._saved_s = float("-inf")
+            self._coverage.save_next()
             self.commit(now_s)
         if self._buffer:
             log.error(
                 "outbox %s: %d events were never written and end with this process", self._path, len(self._buffer)
             )
-        self._file.close()
+        self._held.file.close()
 
     # -- reading the file --------------------------------------------------------------------------------------------
 
@@ -320,16 +255,19 @@ class Outbox:
             else:
                 raise OutboxError(f"outbox {self._path} cannot be read: {error}") from error
         if self._here.last:
-            self._file.close()
+            self._held.file.close()
             raise OutboxError(f"outbox {self._path} already has stream {self.stream:016x}: a process draws its own")
 
     def _open(self) -> None:
-        self._file = OutboxFile(self._path, reserve_bytes=self._reserve_bytes, log_bytes=self._log_bytes)
+        file = self._new_file()
         try:
-            self._read()
+            self._read(file)
         except BaseException:
-            self._file.abandon()
+            file.abandon()
             raise
+
+    def _new_file(self) -> OutboxFile:
+        return OutboxFile(self._path, reserve_bytes=self._reserve_bytes, log_bytes=self._bounds.log_bytes)
 
     def _open_on_full_disk(self, error: sqlite3.DatabaseError) -> None:
         self._path.with_name(self._path.name + ".reserve").unlink(missing_ok=True)
@@ -340,85 +278,75 @@ class Outbox:
                 f"outbox {self._path} cannot be opened: {error}; free at least 1 MB on that disk"
             ) from again
 
-    def _read(self) -> None:
-        self._streams = {row.place: row for row in self._file.streams()}
-        newest = self._file.end(newest=True)
+    def _read(self, file: OutboxFile) -> None:
+        self._held = Held(file, {row.place: row for row in file.streams()})
+        newest = file.end(newest=True)
         self._newest_key = newest.key if newest else 0
         if self._began_s is None:
             self._base_s = newest.made_s if newest else 0  # running time before this life
-        database, floor_s = self._file.get("database"), self._file.get("floor_s")
-        self._database = database if isinstance(database, bytes) else self._database
+        database, floor_s = file.get("database"), file.get("floor_s")
+        self._coverage.database = database if isinstance(database, bytes) else self._coverage.database
         if isinstance(self._clock, BoxClock) and isinstance(floor_s, int):
             self._clock.raise_floor(float(floor_s))
-        same = [row for row in self._streams.values() if row.stream == self.stream]
-        place = max([*self._streams, self._newest_key >> SEQ_BITS]) + 1
+        same = [row for row in self._held.streams.values() if row.stream == self.stream]
+        place = max([*self._held.streams, self._newest_key >> SEQ_BITS]) + 1
         self._here = same[0] if same else StreamRow(place, self.stream, self.vocabulary, Ranges(), Ranges())
-        self._streams[self._here.place] = self._here
+        self._held.streams[self._here.place] = self._here
         self._refresh(0.0)
-
-    def _walk(self, what: Callable[[StreamRow], Ranges], after: int = 0) -> Iterator[Row]:
-        """Yield, in order, the batches that touch `what` of each stream."""
-        for place in sorted(self._streams):
-            for first, last in what(self._streams[place]):
-                while key_of(place, last) > after:
-                    rows = self._file.rows(place, first, last, after=after, limit=100)
-                    yield from rows
-                    if not rows:
-                        break
-                    after = rows[-1].key
 
     # -- writing it --------------------------------------------------------------------------------------------------
 
     def _write(self, entries: Sequence[Stamped], now_s: float, make_room_bytes: int = 0) -> int:
         """Do one commit; memory follows only when the disk has it."""
         tidy = now_s - self._tidied_s >= TIDY_S
-        save = self._database_unsaved or (bool(self._unsaved) and now_s - self._saved_s >= SAVE_COVERED_S)
+        save = self._coverage.due(now_s)
         if not (entries or tidy or save or make_room_bytes or self._unsaid or self._unreadable):
             return 0
         gone: dict[int, Ranges] = {}
         lost: Counter[str] = Counter()
-        with self._file.transaction():
+        held, file, streams = self._held, self._held.file, self._held.streams
+        with file.transaction():
             losses = list(self._unsaid)
-            losses += self._drop(list(self._unreadable.values()), LossReason.DAMAGED, gone, lost)
-            losses += self._make_room(make_room_bytes, gone, lost)
+            losses += self._bounds.drop(held, list(self._unreadable.values()), LossReason.DAMAGED, gone, lost)
+            losses += self._bounds.make_room(held, make_room_bytes, gone, lost)
             if tidy:
-                losses += self._drop_old(self._made_s(now_s), gone, lost)
+                losses += self._bounds.drop_old(held, self._made_s(now_s), gone, lost)
             now_ms, trust = self._clock.stamp(now_s)
             new = self._insert([*((now_ms, trust, loss) for loss in losses), *entries], self._made_s(now_s))
-            changed = set(gone) | (self._unsaved if save else set())
+            changed = set(gone) | (self._coverage.unsaved if save else set())
             if new and not self._here.last:
                 changed.add(self._here.place)
             for place in changed:
-                row = self._streams[place]
-                self._file.put_stream(replace(row, gone=row.gone | gone.get(place, Ranges())))
+                row = streams[place]
+                file.put_stream(replace(row, gone=row.gone | gone.get(place, Ranges())))
             if save:
-                self._file.put("database", self._database)
+                file.put("database", self._coverage.database)
             if tidy:
-                self._file.put("floor_s", now_ms // 1000)
-                empty = [place for place in self._streams if self._forgotten(place, gone)]
+                file.put("floor_s", now_ms // 1000)
+                empty = [place for place in streams if self._forgotten(place, gone)]
                 for place in empty:
-                    self._file.delete_stream(place)
+                    file.delete_stream(place)
         for place, dropped in gone.items():
-            self._streams[place].gone = self._streams[place].gone | dropped
+            streams[place].gone = streams[place].gone | dropped
         if new:
             self._loose = self._loose + len(new) if new[0].first > self._here.last else 0
             self._here.last, self._newest_key = new[-1].last, new[-1].key
         self._losses += lost
         self._unsaid.clear()
         self._unreadable.clear()
-        self._unsaved -= changed
+        self._coverage.unsaved -= changed
         if save:
-            self._saved_s, self._database_unsaved = now_s, False
+            self._coverage.saved(now_s)
         if tidy:
-            self._losing = self._losing if lost else None
+            self._bounds.losing = self._bounds.losing if lost else None
             self._logged = self._cramped and self._logged
             self._tidied_s = now_s
             for place in empty:
-                del self._streams[place]
-            if self._cramped and self._file.grow_again():
+                del streams[place]
+            if self._cramped and file.grow_again():
                 self._cramped = ""
             if not self._cramped:
-                self._file.take_reserve()
+                file.take_reserve()
         self._trouble = self._cramped  # whatever it was before, the disk has just taken something
         return len(entries)
 
@@ -428,13 +356,13 @@ class Outbox:
         if entries and self.gather and self._loose >= GATHER_ROWS:
             loose = self._unsent(GATHER_EVENTS - len(entries))
             if len(loose) >= GATHER_ROWS:
-                self._file.delete([row for row, _ in loose])
-                entries = [*(stamped for _, batch in loose for stamped in _stamped(batch)), *entries]
+                self._held.file.delete([row for row, _ in loose])
+                entries = [*(one for _, batch in loose for one in stamped(batch)), *entries]
                 first_seq, oldest_s = loose[0][0].first, loose[0][0].made_s
-        for part in _parts(entries):
-            for batch in self._batches(part, first_seq):
+        for part in parts(entries):
+            for batch in self._batcher.batches(part, first_seq):
                 row = Row(key_of(self._here.place, batch.first_seq), batch.first_seq + len(batch.events) - 1, oldest_s)
-                self._file.insert(row, encode_batch(batch, deflate=self._deflate))
+                self._held.file.insert(row, encode_batch(batch, deflate=self._deflate))
                 rows.append(row)
             first_seq += len(part)
         return rows
@@ -443,86 +371,29 @@ class Outbox:
         """Return this life's newest batches that nobody has seen (P12), of `most` events in all, oldest first."""
         last = end = self._here.last
         found: list[tuple[Row, Batch]] = []
-        for row in reversed(self._file.rows(self._here.place, max(1, last - most + 1), last)):
-            raw = self._file.payload(row) if row.first > self._sent else None
+        for row in reversed(self._held.file.rows(self._here.place, max(1, last - most + 1), last)):
+            raw = self._held.file.payload(row) if row.first > self._sent else None
             if raw is None or last - row.first + 1 > most or row.last != end:  # a hole's numbers belong to its loss
                 break
             found.append((row, decode_batch(raw)))
             end = row.first - 1
         return found[::-1]
 
-    def _batches(self, part: Sequence[Stamped], first_seq: int) -> list[Batch]:
-        """Return one batch of events with one clock state, or two when its resend would be too large (P6)."""
-        base_ms, clock, _ = part[0]
-        events = tuple(_at(event, t_ms - base_ms) for t_ms, _, event in part)
-        batch = Batch(SCHEMA, self.stream, first_seq, base_ms, clock, self._digest, events)
-        if len(part) > 1 and len(encode_batch(msgspec.structs.replace(batch, vocabulary=self.vocabulary))) > MAX_BYTES:
-            half = len(part) // 2
-            return self._batches(part[:half], first_seq) + self._batches(part[half:], first_seq + half)
-        return [batch]
-
-    def _drop(self, rows: Sequence[Row], reason: LossReason, gone: dict[int, Ranges], lost: Counter[str]) -> list[Loss]:
-        """Delete batches; return the losses that must be said in their place, those that were in them included."""
-        losses: list[Loss] = []
-        for row in rows:
-            stream = self._streams[row.place]
-            dropped = gone.setdefault(row.place, Ranges())
-            if dropped.covers(row.first, row.last):
-                continue
-            if not stream.covered.covers(row.first, row.last):
-                losses += [event for event in self._events(row) if isinstance(event, Loss)]
-                _join(losses, Loss(stream.stream, row.first, row.last, reason))
-                lost[reason.name.lower()] += row.last - row.first + 1
-            dropped.add(row.first, row.last)
-        self._file.delete(rows)
-        return losses
-
-    def _make_room(self, room_bytes: int, gone: dict[int, Ranges], lost: Counter[str]) -> list[Loss]:
-        """Drop batches, acked ones first, until the size bound holds or `room_bytes` of pages are free."""
-        used = self._file.page_bytes
-        if room_bytes:
-            reason = LossReason.DISK
-            target = used() - max(0, room_bytes - self._file.free_bytes())
-        elif used() > self._page_bytes:
-            reason = LossReason.SIZE
-            target = self._page_bytes - self._max_bytes // 20
-        else:
-            return []
-        losses: list[Loss] = []
-        acked = (row for row in self._walk(lambda s: s.held() & s.covered) if not self.is_pending(row))
-        for rows in (acked, self._walk(lambda s: s.pending())):
-            while used() > target and (some := list(islice(rows, 20))):
-                for loss in self._drop(some, reason, gone, lost):
-                    _join(losses, loss)
-        if losses and self._losing != reason:
-            why = reason.name.lower()
-            fields = {"EVENT": "events_lost"}
-            log.error("outbox %s has no room (%s): the oldest events are being lost", self._path, why, extra=fields)
-            self._losing = reason
-        return losses
-
-    def _drop_old(self, made_s: int, gone: dict[int, Ranges], lost: Counter[str]) -> list[Loss]:
-        old: list[Row] = []
-        for row in self._walk(lambda s: s.held()):
-            if row.made_s >= made_s - self._max_age_s or len(old) >= DROP_ROWS:
-                break
-            old.append(row)
-        return self._drop(old, LossReason.AGE, gone, lost)
-
     def _recover(self, error: sqlite3.DatabaseError, entries: Sequence[Stamped], now_s: float) -> int:
         """Meet a full disk or a damaged file, then try once more."""
         self._suspect = None
         try:
             if code_of(error) in DAMAGED:
-                self._replace(self._file.abandon(), self._streams, error)
+                self._replace(self._held.file.abandon(), self._held.streams, error)
                 return self._write(entries, now_s)
             if code_of(error) in FULL:
-                released = self._file.release_reserve()
-                self._file.checkpoint()
-                self._file.stop_growing()
+                file = self._held.file
+                released = file.release_reserve()
+                file.checkpoint()
+                file.stop_growing()
                 self._cramped = "disk full, " + ("reserve released" if released else "the oldest events go")
                 accepted = self._write(entries, now_s, make_room_bytes=max(64 * 1024, self._reserve_bytes // 4))
-                self._file.checkpoint()
+                file.checkpoint()
                 self._log_trouble(self._cramped)
                 return accepted
         except sqlite3.DatabaseError as again:
@@ -533,74 +404,28 @@ class Outbox:
 
     def _replace(self, aside: Path, known: dict[int, StreamRow], error: sqlite3.DatabaseError) -> None:
         """Start a new file with what can be read of the damaged one; the rest of what was pending is lost, and said."""
-        old, batches = salvage(aside)
-        streams = known or {row.place: row for row in old}
-        batches = [(row, payload) for row, payload in batches if row.place in streams]
+        found = Rescued.of(aside, known)
         log.critical(
-            "outbox %s is damaged (%s): kept as %s, %d batches saved from it", self._path, error, aside, len(batches)
-        )
-        saved: dict[int, Ranges] = {place: Ranges() for place in streams}
-        for row, _ in batches:
-            saved[row.place].add(row.first, row.last)
-        for place, stream in streams.items():
-            stream.last = max(stream.last, saved[place].top, stream.gone.top)
-            for first, last in stream.pending() - saved[place]:
-                self._unsaid.append(Loss(stream.stream, first, last, LossReason.DAMAGED))
-                self._losses["damaged"] += last - first + 1
-            stream.gone = stream.gone | (stream.held() - saved[place])
-        fresh = OutboxFile(self._path, reserve_bytes=self._reserve_bytes, log_bytes=self._log_bytes)
-        with fresh.transaction():
-            for stream in streams.values():
-                if stream.last:
-                    fresh.put_stream(stream)
-            for row, payload in batches:
-                fresh.insert(row, payload)
-            fresh.put("database", self._database)
+            "outbox %s is damaged (%s): kept as %s, %d batches saved from it",
+            self._path, error, aside, len(found.batches),
+        )  # fmt: skip
+        for loss in found.missing():
+            self._unsaid.append(loss)
+            self._losses["damaged"] += loss.last - loss.first + 1
+        fresh = self._new_file()
+        found.write(fresh, self._coverage.database)
         fresh.close()
         self._unreadable.clear()
         self._open()
 
-    def _settle_doubts(self, now_s: float) -> None:
-        for place, (missing, since_s) in list(self._doubts.items()):
-            if now_s - since_s >= DOUBT_S and place in self._streams:
-                self._take_back(place, missing)
-                for other, row in self._streams.items():  # a restored database may not know a stream it could name
-                    if other not in self._doubts and self._named_s.get(other, float("-inf")) < since_s:
-                        self._take_back(other, row.covered & row.held())
-
-    def _take_back(self, place: int, missing: Ranges) -> None:
-        row = self._streams[place]
-        self._doubts.pop(place, None)
-        if not missing:
-            return
-        row.covered = row.covered - missing
-        self._unsaved.add(place)
-        self._saved_s = float("-inf")  # this may not be forgotten: the database has said it once
-        self.retakes += 1
-        log.warning(
-            "the database no longer holds %d events of stream %016x: pending again; was it restored from a backup?",
-            missing.count(),
-            row.stream,
-        )
-
     # -- small ones --------------------------------------------------------------------------------------------------
 
-    def _events(self, row: Row) -> tuple[AnyEvent, ...]:
-        raw = self._file.payload(row)
-        try:
-            return () if raw is None else decode_batch(raw).events
-        except ValueError:
-            return ()
-
     def _forgotten(self, place: int, gone: dict[int, Ranges]) -> bool:
-        left = self._streams[place].held() - gone.get(place, Ranges())
+        left = self._held.streams[place].held() - gone.get(place, Ranges())
         return place != self._here.place and not left
 
     def _made_s(self, now_s: float) -> int:
         return int(self._base_s + now_s - (self._began_s if self._began_s is not None else now_s))
-
-    def _waiting(self) -> int:
-        return sum(row.pending().count() for row in self._streams.values())
 
     def _refuse(self, reason: str, count: int) -> None:
         with self._lock:
@@ -615,46 +440,17 @@ class Outbox:
     def _refresh(self, now_s: float) -> None:
         oldest = self.pending(limit=1)
         try:
-            used = self._file.page_bytes() + self._file.log_bytes()
+            used = self._held.file.page_bytes() + self._held.file.log_bytes()
         except sqlite3.DatabaseError as error:
             self._suspect, used = error, self.state.bytes
         with self._lock:
             self.state = OutboxState(
-                events=self._waiting(),
+                events=self._held.waiting(),
                 accepted=self._here.last,
                 bytes=used,
-                fill=used / self._max_bytes,
+                fill=used / self._bounds.max_bytes,
                 oldest_s=float(max(0, self._made_s(now_s) - oldest[0].made_s)) if oldest else 0.0,
                 losses=dict(self._losses),
                 refused=dict(self._refused),
-                trouble=self._trouble or ("" if self._file.reserved else "no room on the disk for its reserve"),
+                trouble=self._trouble or ("" if self._held.file.reserved else "no room on the disk for its reserve"),
             )
-
-
-def _at(event: AnyEvent, t_ms: int) -> AnyEvent:
-    return event if isinstance(event, Loss) else msgspec.structs.replace(event, t_ms=t_ms)
-
-
-def _stamped(batch: Batch) -> Iterator[Stamped]:
-    """Yield the events of a batch as they were appended."""
-    clock = Clock(batch.clock)
-    for event in batch.events:
-        yield batch.base_ms + (0 if isinstance(event, Loss) else event.t_ms), clock, event
-
-
-def _parts(entries: Sequence[Stamped]) -> Iterator[Sequence[Stamped]]:
-    """Split where the trust in the clock changes, and at what a batch may hold."""
-    begin = 0
-    for i in range(1, len(entries) + 1):
-        if i == len(entries) or i - begin == MAX_EVENTS or entries[i][1] != entries[begin][1]:
-            yield entries[begin:i]
-            begin = i
-
-
-def _join(losses: list[Loss], loss: Loss) -> None:
-    """Append a loss, or lengthen the last one when it goes on where that ended."""
-    before = losses[-1] if losses else None
-    if before and (before.stream, before.reason, before.last + 1) == (loss.stream, loss.reason, loss.first):
-        losses[-1] = Loss(loss.stream, before.first, loss.last, loss.reason)
-    else:
-        losses.append(loss)

@@ -63,11 +63,11 @@ def _delete_on_puback() -> None:
         honest(self, mid)
         if sent is not None:
             outbox: Any = self.outbox
-            stream = outbox._streams[sent.row.place]
+            stream = outbox._held.streams[sent.row.place]
             stream.covered.add(sent.row.first, sent.row.last)
-            with outbox._file.transaction():
-                outbox._file.delete([sent.row])
+            with outbox._held.file.transaction():
+                outbox._held.file.delete([sent.row])
             stream.gone.add(sent.row.first, sent.row.last)
-            outbox._unsaved.add(sent.row.place)
+            outbox._coverage.unsaved.add(sent.row.place)
 
     Delivery.puback = puback  # type: ignore[method-assign]

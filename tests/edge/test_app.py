@@ -146,14 +146,14 @@ def test_p30_health_says_that_the_disk_refuses_events_as_soon_as_it_does(box: An
     stop = threading.Event()
 
     def refuse_and_wait(running: Box) -> None:
-        running.outbox._file._db.execute("PRAGMA query_only = 1")
+        running.outbox._held.file._db.execute("PRAGMA query_only = 1")
 
         def watch() -> None:
             give_up_s = time.monotonic() + 60.0
             while time.monotonic() < give_up_s and not (running.last_health and running.last_health.outbox_trouble):
                 time.sleep(0.05)
             told.append(running.last_health.outbox_trouble if running.last_health else None)
-            running.outbox._file._db.execute("PRAGMA query_only = 0")
+            running.outbox._held.file._db.execute("PRAGMA query_only = 0")
             stop.set()
 
         threading.Thread(target=watch).start()

@@ -1,11 +1,17 @@
-"""Real brokers for publisher tests, one of each kind that is here."""
+"""Outboxes that open again and again, and real brokers for publisher tests, one of each kind that is here."""
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge.publish.clock import MediaClock
+from edge.publish.outbox import Outbox
 from tests.broker import MOSQUITTO, Amqtt, Mosquitto
+from tests.edge.publish.lives import DATABASE, WORDS, Make
 
 KINDS = [("mosquitto", "5"), ("mosquitto", "3.1.1"), ("amqtt", "3.1.1")]
 
@@ -29,3 +35,24 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto | Amqtt]:
     folder.mkdir()
     with (Mosquitto if MOSQUITTO else Amqtt)(folder) as broker:
         yield broker
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Return what opens the same outbox again, as the next life of the process."""
+    streams = iter(range(101, 200))
+    opened: list[Outbox] = []
+
+    def _make(**changes: Any) -> Outbox:
+        settings: dict[str, Any] = {
+            "stream": next(streams), "vocabulary": WORDS, "clock": MediaClock(1_000_000), "reserve_bytes": 0,
+        }  # fmt: skip
+        outbox = Outbox(tmp_path / "outbox.db", **(settings | changes))
+        outbox.use(DATABASE)
+        opened.append(outbox)
+        return outbox
+
+    yield _make
+    for outbox in opened:
+        with contextlib.suppress(sqlite3.Error):
+            outbox.close()

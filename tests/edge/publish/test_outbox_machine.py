@@ -19,8 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edge.publish import outbox as outbox_module
 from edge.publish.clock import MediaClock
+from edge.publish.coverage import DOUBT_S
 from edge.publish.delivery import Delivery, DeliverySettings
-from edge.publish.outbox import DOUBT_S, Outbox
+from edge.publish.outbox import Outbox
 from edge.publish.ranges import Ranges
 from edge.wire import AnyEvent, Batch, Covered, Presence, Vocabulary, decode_batch
 
@@ -119,13 +120,13 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def kill_the_box(self) -> None:
-        self.outbox._file._db.close()
+        self.outbox._held.file._db.close()
         self.open()
 
     @invariant()
     def nothing_is_forgotten(self) -> None:
         """Whatever the database does not hold is in the file; so a restored database can have it back."""
-        held: dict[int, Ranges] = {row.stream: row.held() for row in self.outbox._streams.values()}
+        held: dict[int, Ranges] = {row.stream: row.held() for row in self.outbox._held.streams.values()}
         for stream, seq in self.accepted - self.database.keys():
             assert held[stream].covers(seq, seq)
 
