@@ -40,6 +40,22 @@ class BundleMaker:
         )  # fmt: skip
         return self._ir(ov.Model([_named(logits, "logits")], [x]), manifest, changes)
 
+    def nearest(self, crops: NDArray[np.uint8], labels: tuple[str, ...], **changes: Any) -> Bundle:
+        """Build a classifier that names the nearest of these crops, (K, 16, 16, 3) BGR: 16×16 RGB, batch 0."""
+        import openvino as ov
+        from openvino import opset13 as ops
+
+        x = ops.parameter([-1, 3, 16, 16], np.float32, name="pixels")
+        rows = crops[..., ::-1].transpose(0, 3, 1, 2).reshape(len(crops), -1).astype(np.float32) / 255
+        flat = ops.reshape(x, [-1, rows.shape[1]], False)
+        likeness = ops.matmul(flat, ops.constant(rows), False, True)
+        logits = ops.subtract(likeness, ops.constant((rows**2).sum(axis=1, keepdims=True).T / 2))
+        manifest = Manifest(
+            name="tiny-nearest", version="1", task="classifier", decoder="softmax", input=Input(16, 16, batch=0),
+            outputs=("logits",), files={}, licence="Apache-2.0", source="test", labels=labels,
+        )  # fmt: skip
+        return self._ir(ov.Model([_named(logits, "logits")], [x]), manifest, changes)
+
     def detector(self, **changes: Any) -> Bundle:
         """Build a detector that sees two fixed boxes, the surer the redder the picture is: 32×32 RGB, yolov10."""
         import openvino as ov

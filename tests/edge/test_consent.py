@@ -27,6 +27,7 @@ from edge.pipeline import Seen
 from edge.publish.clock import BoxClock
 from edge.wire import Clock
 from tests.edge.conftest import BundleMaker
+from tests.edge.flash.desk import Desk
 
 GIVEN, UNTIL, FAR = date(2026, 1, 31), date(2027, 1, 30), "2199-12-31"
 RECORD = {"who": "staff no. 4711", "given": str(GIVEN), "until": FAR, "record": "personnel office, file C-12"}
@@ -255,6 +256,23 @@ class TestOnABox:
         assert run_box(config, observers=[observe], stop=stop, on_ready=boxes.append) == 0
         assert stop.is_set(), f"{len(seen)} frames did not do"
         return seen, boxes[0]
+
+
+@pytest.mark.parametrize(
+    ("consent", "told"),
+    [({}, r"heads\[0\].consent is missing"), ({"me": RECORD | {"until": "2026-03-01"}}, "me.until is 2026-03-01")],
+    ids=["without", "over"],
+)
+def test_a_config_without_a_consent_that_holds_does_not_leave_the_desk(
+    folder: Path, tmp_path: Path, consent: dict[str, Any], told: str
+) -> None:
+    desk = Desk(tmp_path / "desk")
+    camera = {"id": "door", "detector": "tiny-detector", "source": {"uri": "rtsp://127.0.0.1:1/door"}}
+    changes = {"models_dir": str(folder / "bundles"), "cameras": [camera]}
+    with pytest.raises(ConfigError, match=told):
+        desk.made(1, heads=[{"name": "me", "bundle": "tiny-colour", "consent": consent}], **changes)
+    assert not list(desk.folder.glob("*.ffbundle"))
+    desk.made(2, heads=[{"name": "me", "bundle": "tiny-colour", "consent": {"me": RECORD}}], **changes)
 
 
 def test_a_manifest_that_cannot_be_read_is_not_this_check_s_to_find(folder: Path) -> None:

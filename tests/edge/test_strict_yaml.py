@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.strict_yaml import MAX_BYTES, Credential, KeyMistake, YamlErrors, load, loads
+from edge.strict_yaml import MAX_BYTES, Credential, KeyMistake, YamlErrors, line_of, load, loads
 
 
 class Wheel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +86,27 @@ def test_aliases_cannot_unfold_without_bound() -> None:
     lines += [f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]" for p, c in zip("abcdefg", "bcdefgh", strict=True)]
     lines.append("points: *h")
     assert len(mistakes("\n".join(lines))) < 30
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("site", 1),
+        ("heads[1].consent.a.b.until", 6),
+        ("heads[1].consent.me", 5),
+        ("heads[1].threshold", 4),
+        ("heads[7].name", 3),
+        ("nothing.of[0].the.kind", 1),
+    ],
+    ids=["a key", "a key with a dot in it", "a missing one", "a missing leaf", "beyond the list", "nowhere"],
+)
+def test_the_line_of_a_key_is_found_afterwards_or_that_of_what_is_around_it(
+    tmp_path: Path, key: str, line: int
+) -> None:
+    (tmp_path / "box.yaml").write_text(
+        "site: demo\nheads:\n  - name: age\n  - name: us\n    consent: {\n      a.b: {until: 2027-01-30}}\n"
+    )
+    assert line_of(tmp_path / "box.yaml", key) == line
 
 
 def test_a_file_larger_than_the_limit_is_not_parsed() -> None:

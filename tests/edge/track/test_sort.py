@@ -44,6 +44,15 @@ def test_ids_start_at_one_and_belong_to_the_tracker_instance() -> None:
     assert sorted(ids(see(Sort(AT_ONCE), face(0), face(500)))) == [1, 2]
 
 
+def test_everyone_names_who_is_everywhere_the_tentative_and_the_lost_included() -> None:
+    sort = Sort(SortParams(max_age=3, min_hits=2))
+    see(sort, face(0), face(500))
+    see(sort, face(500), face(900))  # the first is lost, the third is new
+    where = dict(zip(sort.everyone().tolist(), sort.everywhere()[:, 0].round().tolist(), strict=True))
+    assert where == {1: 0, 2: 500, 3: 900}
+    assert sort.alive() == frozenset(where)
+
+
 def test_track_is_confirmed_by_min_hits_matches_after_its_birth() -> None:
     sort = warm(SortParams(min_hits=3))
     assert [ids(see(sort, face(0))) for _ in range(5)] == [[], [], [], [1], [1]]
