@@ -21,7 +21,7 @@ class Coverage:
         self.database: bytes = b""
         self.unsaved: set[int] = set()  # places whose covered ranges changed
         self._database_unsaved = False
-        self._saved_s = 0.0
+        self._saved_s = float("inf")  # before the first commit nothing is due, unless it is asked for
         self._doubts: dict[int, tuple[Ranges, float]] = {}
         self._named_s: dict[int, float] = {}  # when an ack last spoke of a stream
 
@@ -110,7 +110,7 @@ class Coverage:
 
     def begin(self, now_s: float) -> None:
         """Count the time between two savings from the first commit on."""
-        self._saved_s = now_s
+        self._saved_s = min(self._saved_s, now_s)
 
     def save_next(self) -> None:
         """Have the next commit write everything down."""

@@ -73,6 +73,16 @@ def test_acks_survive_a_restart_once_written_down_and_older_streams_are_sent_fir
     assert decode_batch(again.payload(rows[0], inline_vocabulary=True) or b"").stream == outbox.stream
 
 
+def test_acks_of_a_life_that_never_committed_are_written_down_when_it_ends(make: Make) -> None:
+    old = make()
+    fill(old, 3)
+    old.close(3.0)
+    brief = make()
+    brief.cover(DATABASE, [Covered(old.stream, 3)], 0.0)
+    brief.close(1.0)
+    assert held(make()) == []
+
+
 def test_p23_acked_batches_stay_and_are_pending_again_when_the_centre_was_restored(make: Make) -> None:
     outbox = make()
     fill(outbox, 10)
