@@ -16,6 +16,7 @@ from edge.box import facts
 from edge.capture.sources import probe
 from edge.config import LoadedConfig
 from edge.errors import EdgeError
+from edge.identity import head_manifests, require_consents, today_utc
 from edge.models.runtime import load_model
 
 PACKAGES = ("numpy", "onnxruntime", "openvino", "opencv-python-headless", "scipy", "paho-mqtt", "msgspec", "pyyaml")
@@ -45,6 +46,8 @@ def examine(config: LoadedConfig | None) -> Iterator[Finding]:
     yield _guarded("disk", lambda: _disk(config.state_dir))
     for bundle in dict.fromkeys(name for name, _, _ in box.bundles()):
         yield _guarded(f"model {bundle}", lambda name=bundle: _model(config, name))  # type: ignore[misc]
+    if any(head.consent for head in box.heads) or any(m.people for m in head_manifests(config).values()):
+        yield _guarded("consents", lambda: _consents(config))
     for i, camera in enumerate(box.cameras):
         yield _guarded(f"camera {camera.id}", lambda i=i: _camera(config, i))  # type: ignore[misc]
     if config.has_own_tls:
@@ -109,6 +112,13 @@ def _model(config: LoadedConfig, name: str) -> str:
     where = f"{loaded.runtime.device} {loaded.runtime.artefact}"
     refused = "".join(f"; refused {a}" for a in loaded.attempts)
     return f"{where}, golden {loaded.golden}, {time.perf_counter() - started:.1f} s, {bundle.manifest.licence}{refused}"
+
+
+def _consents(config: LoadedConfig) -> str:
+    today = today_utc()
+    require_consents(config, head_manifests(config), today)
+    held = [(head.name, label, c) for head in config.box.heads for label, c in head.consent.items()]
+    return ", ".join(f"{name}: {label!r} until {c.until}, {(c.until - today).days} days" for name, label, c in held)
 
 
 def _camera(config: LoadedConfig, index: int) -> str:

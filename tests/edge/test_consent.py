@@ -15,6 +15,7 @@ import pytest
 
 from edge.app import Box, run_box
 from edge.assembly import load_models
+from edge.box.doctor import examine
 from edge.cli import main
 from edge.config import Box as BoxConfig
 from edge.config import HeadConfig, LoadedConfig, load_box
@@ -140,6 +141,15 @@ class TestAtTheDesk:
         assert [line.split(" is ")[0].partition(": ")[2] for line in wrong] == [
             "heads[0].consent.anna", "heads[0].consent.ben", "heads[0].consent.me",
         ]  # fmt: skip
+
+    def test_the_doctor_counts_the_days_and_says_when_they_are_over(self, folder: Path) -> None:
+        for record, ok, told in (
+            (RECORD, True, f"me: 'me' until {FAR}, "),
+            (RECORD | {"until": "2026-03-01"}, False, "heads[0].consent.me.until is 2026-03-01, expected"),
+            (None, False, "heads[0].consent is missing"),
+        ):
+            (found,) = (f for f in examine(load_box(write(folder, record))) if f.thing == "consents")
+            assert (found.ok, told in found.text) == (ok, True), found.text
 
     def test_the_schema_knows_the_record(self) -> None:
         schema = msgspec.json.schema(BoxConfig)["$defs"]
