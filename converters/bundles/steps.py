@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from converters.quantization.losses import Loss
@@ -12,8 +12,8 @@ from converters.quantization.losses import Loss
 
 @contextmanager
 def steps(console: Console) -> Iterator[Callable[[str], None]]:
-    """Give a function that names the step at work; it turns beside the seconds the step has taken."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    """Give a function that names the step at work; a bar moves beside it while nobody knows how long it will take."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
 
         def say(what: str) -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 
 from converters.data.face_crops import Box, FaceFinder, cut, widen
 from converters.errors import ConvertError
@@ -188,7 +189,8 @@ def load(root: Path, name: str, cache: Path | None = None) -> Faces:
         return _load(kept)
     finder = FaceFinder(root / "weights/yunet_apache2/yunet_n_dynamic.onnx")
     usual = USUAL_BOX.get(name)
-    rows = [row for sample in SETS[name](root) if (row := _context(finder, sample, usual))]
+    samples = track(SETS[name](root), f"finding the faces of {name}", transient=True)
+    rows = [row for sample in samples if (row := _context(finder, sample, usual))]
     if not rows:
         raise ConvertError(f"{root}: the set {name!r} has no picture with a face in it")
     faces = Faces(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from converters.bundles.package import FILES, open_fp16, open_runtimes
-from converters.evaluation.latency import latency_ms
+from converters.evaluation.latency import face_ms, show_face_ms
 from converters.quantization.quantize import network_input
 from edge.models.bundle import Bundle
 from edge.models.manifest import Manifest
@@ -19,6 +20,13 @@ Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Predict = Callable[[Images], Floats]
 FOLD = 64  # pictures per call
+
+
+class Fusible(Protocol):
+    """A float network of ours."""
+
+    def fused(self) -> nn.Module:
+        """Return a copy for inference, every batch norm folded into its convolution."""
 
 
 def predictors(
@@ -62,17 +70,19 @@ def predictors(
     return found
 
 
-def batches(manifest: Manifest) -> tuple[int, ...]:
-    """Return the batch sizes whose latency is told: one face and four, where the network takes four at once."""
-    return (1, 4) if manifest.input.batch == 0 else (manifest.input.batch,)
+def ms_per_face(
+    bundle: Bundle, load_net: Callable[[Path], Fusible], threads: int, console: Console
+) -> dict[str, object]:
+    """Measure and print how long each artefact takes for a face; return it by its name in the JSON.
 
-
-def ms_per_face(bundle: Bundle, threads: int, console: Console) -> dict[str, object]:
-    """Measure and print how long each artefact that a box runs takes for a face; return it by its name in the JSON."""
-    kept: dict[str, object] = {}
-    for artefact, runtime in open_runtimes(bundle.folder, bundle.manifest, threads).items():
-        source = bundle.manifest.input
-        times = {f"batch {n}": latency_ms(runtime, source, n) / n for n in batches(bundle.manifest)}
-        kept[f"{artefact} ms per face"] = times
-        console.print(f"{artefact}: " + ", ".join(f"{name} {ms:.2f} ms a face" for name, ms in times.items()))
-    return kept
+    Args:
+        bundle: of a head, an embedder or landmarks.
+        load_net: rebuilds the float network of our own checkpoint; called where there is one.
+        threads: of each runtime.
+        console: where it is printed.
+    """
+    checkpoint = bundle.folder / FILES["checkpoint"]
+    fused = load_net(checkpoint).fused() if checkpoint.is_file() else None
+    times = face_ms(bundle.folder, bundle.manifest, fused, threads)
+    show_face_ms(times, console)
+    return {f"{artefact} ms per face": each for artefact, each in times.items()}

@@ -248,7 +248,7 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
         plots.confusions(
             args.out / f"confusion_{artefact}.png", f"{manifest.name}, {artefact}", manifest.labels, tables
         )
-    return kept | artefacts.ms_per_face(bundle, args.threads, console)
+    return kept | artefacts.ms_per_face(bundle, load_student, args.threads, console)
 
 
 Judged = dict[str, tuple[list[Report], dict[str, object]]]

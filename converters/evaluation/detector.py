@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from converters.bundles.package import DATA, open_runtimes
+from converters.bundles.steps import steps
 from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, mik1i_people, yolo_folder
 from converters.errors import ConvertError
 from converters.evaluation import plots
@@ -284,16 +285,20 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
     Returns:
         What is kept as JSON; `pr.png` in `args.out` has the curves at IoU 0.5.
     """
-    ways, threshold = candidates(bundle, "CPU"), bundle.manifest.score_threshold
+    console, ways, threshold = Console(), candidates(bundle, "CPU"), bundle.manifest.score_threshold
+    with steps(console) as say:
+        say("reading pictures")
+        sets = samples_of(args.data, unseen(bundle.folder))
     runtimes = {way.artefact: LIBRARIES[way.library](bundle, way, args.threads, None) for way in ways}
     with tempfile.TemporaryDirectory() as aside:
         if bundle.manifest.decoder == "yolov10" and "checkpoint" in bundle.manifest.files:
             runtimes = float_runtimes(bundle, Path(aside), args.threads) | runtimes
-        found = detections(runtimes, bundle.manifest, samples_of(args.data, unseen(bundle.folder)))
+        found = detections(runtimes, bundle.manifest, sets)
         source = bundle.manifest.input
-        times = in_turn(runtimes, np.full((1, source.height, source.width, 3), 114, np.uint8))
+        with steps(console) as say:
+            say("measuring latency")
+            times = in_turn(runtimes, np.full((1, source.height, source.width, 3), 114, np.uint8))
     table = {a: {name: report(scored, threshold) for name, scored in sets.items()} for a, sets in found.items()}
-    console = Console()
     show(table, console)
     console.print("median ms (of rounds), CPU ms: " + "  ".join(f"{n} {t}, {t.cpu:.2f}" for n, t in times.items()))
     draw(found, args.out / "pr.png", bundle.manifest.name)

@@ -208,7 +208,7 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
         kept[artefact] = [asdict(r) for r in found]
     drawn = next(name for name in ("int8_openvino", "fp32_openvino", *every) if name in every)
     draw(every[drawn], cuts, args.out, f"{manifest.name}, {drawn}")
-    return kept | artefacts.ms_per_face(bundle, args.threads, console)
+    return kept | artefacts.ms_per_face(bundle, load_net, args.threads, console)
 
 
 def table(title: str, found: Sequence[Report]) -> Table:

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from converters.bundles.package import open_runtimes
 from converters.data.face_crops import cut
 from converters.data.landmarks import CONTEXT, CONTEXT_PX, HELD_OUT, MarkedFaces, load
 from converters.errors import ConvertError
 from converters.evaluation import artefacts, plots
 from converters.evaluation.artefacts import Floats, Predict
-from converters.evaluation.latency import latency_ms
 from converters.nets.landmarks import LandmarkNet
 from edge.models.bundle import Bundle
 from edge.models.manifest import Manifest, Measurement
@@ -180,11 +178,7 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
             names = [r.dataset for r in found]
             title = f"{manifest.name}, {artefact}, against YuNet's mean look"
             plots.cumulative_errors(args.out / "errors.png", title, dict(zip(names, off, strict=True)))
-    for artefact, runtime in open_runtimes(bundle.folder, manifest, args.threads).items():
-        ms = latency_ms(runtime, manifest.input)
-        kept[f"{artefact} ms per face"] = ms
-        console.print(f"{artefact}: {ms:.2f} ms a face")
-    return kept
+    return kept | artefacts.ms_per_face(bundle, load_net, args.threads, console)
 
 
 def table(title: str, found: Sequence[Report]) -> Table:

@@ -1,15 +1,22 @@
 """How long one inference takes, through the very runtime a box uses (pixels in, outputs out)."""
 
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
-from edge.models.manifest import Input
+from converters.bundles.package import FILES, open_runtimes
+from converters.quantization.quantize import save_openvino, to_openvino
+from edge.models.manifest import Input, Manifest
 from edge.models.runtime import Runtime
 
 
@@ -28,6 +35,36 @@ def latency_ms(runtime: Runtime, source: Input, batch: int = 1, seconds: float =
         runtime.infer(images)
         times.append(time.perf_counter() - began)
     return float(np.median(times) * 1e3)
+
+
+def face_ms(
+    folder: Path, manifest: Manifest, fused: torch.nn.Module | None, threads: int
+) -> dict[str, dict[str, float]]:
+    """Return per artefact the milliseconds a face takes, alone and four at once where the network takes four.
+
+    Args:
+        folder: with the bundle's files.
+        manifest: of a head, an embedder or landmarks.
+        fused: its float network, which then comes first, as `fp32` on OpenVINO; None where the bundle has none.
+        threads: of each runtime.
+    """
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as aside:
+        runtimes = open_runtimes(folder, manifest, threads)
+        if fused is not None:
+            save_openvino(to_openvino(fused, manifest.input, manifest.outputs), Path(aside) / FILES["xml"])
+            plain = msgspec.structs.replace(manifest, calibration=None)
+            runtimes = {"fp32": open_runtimes(Path(aside), plain, threads)["fp32_openvino"], **runtimes}
+        sizes = (1, 4) if manifest.input.batch == 0 else (manifest.input.batch,)
+        for artefact, runtime in track(list(runtimes.items()), "measuring latency", transient=True):
+            found[artefact] = {f"batch {n}": latency_ms(runtime, manifest.input, n) / n for n in sizes}
+    return found
+
+
+def show_face_ms(times: Mapping[str, Mapping[str, float]], console: Console) -> None:
+    """Print a line per artefact."""
+    for artefact, batches in times.items():
+        console.print(f"{artefact}: " + ", ".join(f"{name} {ms:.2f} ms a face" for name, ms in batches.items()))
 
 
 @dataclass(frozen=True)

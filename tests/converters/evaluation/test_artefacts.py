@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
 from converters.bundles.package import FILES  # noqa: E402
-from converters.evaluation.artefacts import Floats, batches, predictors  # noqa: E402
+from converters.evaluation.artefacts import Floats, predictors  # noqa: E402
 from edge.models.manifest import Input, Manifest  # noqa: E402
 
 pytestmark = pytest.mark.convert
@@ -42,8 +42,3 @@ def test_answers_are_the_same_however_many_crops_a_call_takes(fold: int, tmp_pat
     with torch.inference_mode():
         picture = torch.from_numpy(crops[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
         np.testing.assert_allclose(answers, net(picture).numpy(), atol=1e-5)
-
-
-def test_latency_is_told_for_one_face_and_four_where_the_batch_is_free() -> None:
-    assert batches(manifest(0)) == (1, 4)
-    assert batches(manifest(2)) == (2,)

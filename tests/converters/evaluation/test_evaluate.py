@@ -15,6 +15,11 @@ pytest.importorskip("skimage")
 from converters.bundles.package import ASTRONAUT_FACE, astronaut  # noqa: E402
 from converters.cli import main  # noqa: E402
 from converters.data.face_crops import cut, widen  # noqa: E402
+from converters.evaluation.classifier import load_student  # noqa: E402
+from converters.evaluation.embedder import load_net as load_embedder  # noqa: E402
+from converters.evaluation.landmarks import load_net as load_landmarks  # noqa: E402
+from converters.evaluation.latency import face_ms  # noqa: E402
+from edge.models.bundle import load_bundle  # noqa: E402
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
@@ -151,6 +156,17 @@ def test_head_on_a_folder_per_label_leaves_its_confusions(tmp_path: Path) -> Non
     assert np.sum(report["confusion"], axis=1).tolist() == [2, 2]
     assert report["accuracy"] == np.trace(report["confusion"]) / 4
     assert drawn(tmp_path / "out/confusion_int8_openvino.png")
+
+
+def test_every_latency_in_a_manifest_is_one_that_evaluate_measures() -> None:
+    for name in ("gender-student", "landmarks-student", "face-embedder"):
+        bundle = load_bundle(SHIPPED / name)
+        load = {"classifier": load_student, "landmarks": load_landmarks, "embedder": load_embedder}
+        net = load[bundle.manifest.task](bundle.path("checkpoint"))
+        found = face_ms(bundle.folder, bundle.manifest, net.fused(), 1)  # type: ignore[attr-defined]
+        told = {(line.artefact, line.metric) for line in bundle.manifest.latency}
+        assert told == {(artefact, f"ms per face, {batch}") for artefact, ms in found.items() for batch in ms}
+        assert all(0 < value < 100 for ms in found.values() for value in ms.values())
 
 
 def test_figures_go_where_they_are_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
