@@ -40,8 +40,9 @@ def staging(folder: Path) -> Iterator[Path]:
     """Give an empty folder beside `folder`; on success it takes `folder`'s place, on an error it vanishes.
 
     Raises:
-        PackageError: when the finished folder is no valid bundle.
+        PackageError: when something else than a bundle lies there, or the finished folder is no valid bundle.
     """
+    _refuse_what_is_no_bundle(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -59,6 +60,20 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_what_is_no_bundle(folder: Path) -> None:
+    """Keep `--out photos/` from replacing somebody's pictures, and `--out models_int8` every bundle at once."""
+    if folder.is_dir():
+        found = sorted(path.name for path in folder.iterdir())
+        if found and MANIFEST not in found:
+            some = f"{', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
+            raise PackageError(
+                f"{folder}: holds {some} and no {MANIFEST}, so it is no bundle to be replaced; name a new folder, such "
+                f"as {folder / 'NAME'}"
+            )
+    elif folder.exists():
+        raise PackageError(f"{folder}: a file is there, expected the name of a bundle's folder")
 
 
 def seal(aside: Path, manifest: Manifest) -> Manifest:

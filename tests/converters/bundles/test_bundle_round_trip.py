@@ -188,11 +188,22 @@ def test_sealing_a_manifest_that_contradicts_itself_is_refused(bundle: Path, tmp
 def test_a_newer_bundle_replaces_the_older_as_a_whole(bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
-    (folder / "left over").touch()
+    for name in ("manifest.yaml", "left over"):
+        (folder / name).touch()
     with staging(folder) as aside:
         for file in bundle.iterdir():
             (aside / file.name).write_bytes(file.read_bytes())
     assert {f.name for f in folder.iterdir()} == {f.name for f in bundle.iterdir()}
+
+
+def test_a_folder_or_file_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/aunt.jpg").touch()
+    with pytest.raises(PackageError, match=r"holds aunt\.jpg and no manifest\.yaml, .*photos/NAME"):
+        interrupted(tmp_path / "photos")
+    with pytest.raises(PackageError, match="a file is there"):
+        interrupted(tmp_path / "photos/aunt.jpg")
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "aunt.jpg"]
 
 
 def test_ignoring_a_node_that_does_not_exist_is_an_error() -> None:
