@@ -69,6 +69,7 @@ def look(config: LoadedConfig, spec: SourceSpec, whom: Person, *, gap_s: float, 
             seen.add(pipeline.step(frame, frame.media_s), pipeline.sort.everyone())
             tell("looking", frame.media_s, source.duration_s or 0.0)
         damage = source.last_error
+    tell("looking", seen.end_s, seen.end_s)
     tracks = seen.tracks_of(whom.label)
     return Found(seen, tracks, stretches(seen.sightings(tracks), gap_s=gap_s, pad_s=pad_s, end_s=seen.end_s), damage)
 

@@ -33,6 +33,7 @@ class Whereabouts:
     lives: dict[int, Life] = field(default_factory=dict)
     end_s: float = 0.0
     _frames: list[tuple[NDArray[np.int64], Boxes]] = field(default_factory=list)
+    _ends: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None = None  # ids, born, gone
 
     @property
     def frames(self) -> int:
@@ -48,7 +49,7 @@ class Whereabouts:
         """Take in what became of one frame; `everyone` are the ids of `seen.faces`."""
         at_s, boxes = seen.frame.media_s, seen.faces.astype(np.float32)
         self._frames.append((everyone, boxes))
-        self.end_s = at_s
+        self.end_s, self._ends = at_s, None
         for track_id, box in zip(everyone.tolist(), boxes, strict=True):
             life = self.lives.setdefault(track_id, Life(at_s, box, at_s, box))
             life.gone_s, life.last = at_s, box
@@ -75,10 +76,12 @@ class Whereabouts:
         """
         ids, boxes = self._frames[frame]
         rows = [boxes[i] for i, track_id in enumerate(ids.tolist()) if track_id not in tracks]
-        for track_id, life in self.lives.items():
-            if track_id not in tracks:
-                if life.born_s - lead_s <= at_s < life.born_s:
-                    rows.append(life.first)
-                elif life.gone_s < at_s <= life.gone_s + lead_s:
-                    rows.append(life.last)
+        if self._ends is None:  # asked of every frame, of an evening with thousands of tracks
+            lives = self.lives.values()
+            born_gone = np.array([(life.born_s, life.gone_s) for life in lives], np.float64).reshape(-1, 2)
+            self._ends = np.array(list(self.lives), np.int64), born_gone[:, 0], born_gone[:, 1]
+        every, born, gone = self._ends
+        early = set(every[(born - lead_s <= at_s) & (at_s < born)].tolist()) - tracks
+        late = set(every[(gone < at_s) & (at_s <= gone + lead_s)].tolist()) - tracks
+        rows += [self.lives[i].first for i in early] + [self.lives[i].last for i in late]
         return np.stack(rows) if rows else NOWHERE

@@ -27,6 +27,7 @@ from edge.track.crops import cut  # noqa: E402
 from edge.track.detector import Detector  # noqa: E402
 from tests.edge.conftest import BundleMaker  # noqa: E402
 
+pytestmark = pytest.mark.timeout(300)
 WH, FPS, SECONDS = (640, 552), 10, 9
 COLLINS, HOPPER = Look("collins"), Look("hopper")
 COLLINS_S = (3.0, 6.0)
