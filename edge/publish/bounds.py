@@ -47,7 +47,7 @@ class Bounds:
                 continue
             if not stream.covered.covers(row.first, row.last):
                 losses += [event for event in held.events(row) if isinstance(event, Loss)]
-                _join(losses, Loss(stream.stream, row.first, row.last, reason))
+                join(losses, Loss(stream.stream, row.first, row.last, reason))
                 lost[reason.name.lower()] += row.last - row.first + 1
             dropped.add(row.first, row.last)
         held.file.delete(rows)
@@ -69,7 +69,7 @@ class Bounds:
         for rows in (acked, held.walk(lambda s: s.pending())):
             while used() > target and (some := list(islice(rows, 20))):
                 for loss in self.drop(held, some, reason, gone, lost):
-                    _join(losses, loss)
+                    join(losses, loss)
         if losses and self.losing != reason:
             why = reason.name.lower()
             fields = {"EVENT": "events_lost"}
@@ -87,7 +87,7 @@ class Bounds:
         return self.drop(held, old, LossReason.AGE, gone, lost)
 
 
-def _join(losses: list[Loss], loss: Loss) -> None:
+def join(losses: list[Loss], loss: Loss) -> None:
     """Append a loss, or lengthen the last one when it goes on where that ended."""
     before = losses[-1] if losses else None
     if before and (before.stream, before.reason, before.last + 1) == (loss.stream, loss.reason, loss.first):

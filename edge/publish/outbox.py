@@ -263,7 +263,7 @@ class Outbox:
         try:
             self._read(file)
         except BaseException:
-            file.abandon()
+            file.leave()
             raise
 
     def _new_file(self) -> OutboxFile:
@@ -404,14 +404,15 @@ class Outbox:
 
     def _replace(self, aside: Path, known: dict[int, StreamRow], error: sqlite3.DatabaseError) -> None:
         """Start a new file with what can be read of the damaged one; the rest of what was pending is lost, and said."""
-        found = Rescued.of(aside, known)
+        found = Rescued.of(aside, known, self.vocabulary)
         log.critical(
             "outbox %s is damaged (%s): kept as %s, %d batches saved from it",
             self._path, error, aside, len(found.batches),
         )  # fmt: skip
         for loss in found.missing():
             self._unsaid.append(loss)
-            self._losses["damaged"] += loss.last - loss.first + 1
+            if loss.reason == LossReason.DAMAGED:  # else it was counted when it was said first
+                self._losses["damaged"] += loss.last - loss.first + 1
         fresh = self._new_file()
         found.write(fresh, self._coverage.database)
         fresh.close()

@@ -24,6 +24,7 @@ PAGE_BYTES = 1024
 SEQ_BITS = 40  # of a key; a stream may have 10^12 events, a file 8 million streams
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+SPOILT = (msgspec.MsgspecError, TypeError, ValueError)  # what a row raises whose bytes are not ours any more
 MOST_PAGES = 1 << 30
 MANY_BYTES = 2 << 20  # free on the disk, before the file may grow again
 VERSION = 1
@@ -126,9 +127,7 @@ class OutboxFile:
             if self.get("clean") == 0:  # the power went or we were killed: look before trusting it
                 found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if found != "ok":
-                    error = sqlite3.DatabaseError(found)
-                    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                    raise error
+                    raise _corrupt(found)
             version = self.get("version")
             if version not in (None, VERSION):
                 raise OutboxError(
@@ -171,14 +170,12 @@ class OutboxFile:
     def streams(self) -> list[StreamRow]:
         """Return all streams, oldest first, each with the last sequence number it ever had here."""
         found = []
-        for place, stream, vocabulary, covered, gone in self._db.execute("SELECT * FROM streams ORDER BY place"):
-            row = StreamRow(
-                place,
-                stream,
-                msgspec.msgpack.decode(vocabulary, type=Vocabulary),
-                Ranges.from_flat(msgspec.msgpack.decode(covered)),
-                Ranges.from_flat(msgspec.msgpack.decode(gone)),
-            )
+        for values in self._db.execute("SELECT * FROM streams ORDER BY place"):
+            try:
+                row = _stream_row(*values)
+            except SPOILT as error:
+                raise _corrupt(f"the row of a stream cannot be read: {error}") from error
+            place = row.place
             newest = self._db.execute(
                 "SELECT last FROM batches WHERE key BETWEEN ? AND ? ORDER BY key DESC LIMIT 1",
                 (key_of(place, 0), key_of(place + 1, 0) - 1),
@@ -299,11 +296,27 @@ class OutboxFile:
             self.put("clean", 1)
         self._db.close()
 
-    def abandon(self) -> Path:
-        """Close a damaged file and rename it and its log; return the new name."""
+    def leave(self) -> None:
+        """Close it as it is, to be checked at the next start."""
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
+
+    def abandon(self) -> Path:
+        """Close a damaged file and rename it and its log; return the new name."""
+        self.leave()
         return set_aside(self.path)
+
+
+def _stream_row(place: int, stream: int, vocabulary: bytes, covered: bytes, gone: bytes) -> StreamRow:
+    known = msgspec.msgpack.decode(vocabulary, type=Vocabulary)
+    said, lost = (Ranges.from_flat(msgspec.msgpack.decode(flat, type=list[int])) for flat in (covered, gone))
+    return StreamRow(place, stream, known, said, lost)
+
+
+def _corrupt(what: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(what)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def waiting(path: Path) -> int:
@@ -337,11 +350,10 @@ def salvage(aside: Path) -> tuple[list[StreamRow], list[tuple[Row, bytes]]]:
     batches: dict[int, tuple[Row, bytes]] = {}
     db = sqlite3.connect(aside, isolation_level=None)
     try:
-        with contextlib.suppress(sqlite3.Error, msgspec.MsgspecError):
-            for place, stream, vocabulary, covered, gone in db.execute("SELECT * FROM streams ORDER BY place"):
-                known = msgspec.msgpack.decode(vocabulary, type=Vocabulary)
-                said, lost = (Ranges.from_flat(msgspec.msgpack.decode(flat)) for flat in (covered, gone))
-                streams.append(StreamRow(place, stream, known, said, lost))
+        with contextlib.suppress(sqlite3.Error):
+            for values in db.execute("SELECT * FROM streams ORDER BY place"):
+                with contextlib.suppress(*SPOILT):
+                    streams.append(_stream_row(*values))
         for order in ("ASC", "DESC"):
             with contextlib.suppress(sqlite3.Error, ValueError, TypeError):
                 for key, last, made_s, crc, payload in db.execute(f"SELECT * FROM batches ORDER BY key {order}"):

@@ -1,5 +1,6 @@
 """Damage of the file: what can be read goes on, the rest is a loss."""
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from edge.publish.outbox_file import salvage
+from edge.publish.outbox import Outbox
+from edge.publish.outbox_file import PAGE_BYTES, salvage
 from edge.publish.ranges import Ranges
-from edge.wire import Loss, LossReason
+from edge.wire import Loss, LossReason, Vocabulary, decode_batch
 from tests.edge.publish.lives import Make, fill, held, kill, losses, presence
 
 
@@ -111,3 +113,71 @@ def test_a_torn_tail_of_the_log_costs_nothing_that_was_accepted_before_it(make: 
     (tmp_path / "outbox.db").write_bytes(base)
     (tmp_path / "outbox.db-wal").write_bytes(torn)
     assert held(make()) == [(i, i) for i in range(1, 6)]
+
+
+def closed_in_good_order(make: Make, lives: int = 3) -> list[int]:
+    """Leave a file with 20 pending batches of each of some lives, which is not checked when it is opened again."""
+    streams = []
+    for _ in range(lives):
+        outbox = make()
+        fill(outbox, 20)
+        outbox.close(30.0)
+        streams.append(outbox.stream)
+    return streams
+
+
+def spoil_streams(path: Path) -> None:
+    """Write over the page with all streams of a closed file."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        [(page,)] = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'streams'")
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * PAGE_BYTES : page * PAGE_BYTES] = b"Z" * PAGE_BYTES
+    path.write_bytes(data)
+
+
+def sent(outbox: Outbox) -> dict[int, list[tuple[int, int]]]:
+    """Return the numbers that are pending, by stream, as the bridge would read them."""
+    found: dict[int, Ranges] = {}
+    for row in outbox.pending(limit=1000):
+        batch = decode_batch(outbox.payload(row, inline_vocabulary=True) or b"")
+        assert batch.vocabulary is not None
+        assert batch.vocabulary.digest() == batch.vocabulary_digest
+        found.setdefault(batch.stream, Ranges()).add(batch.first_seq, batch.first_seq + len(batch.events) - 1)
+    return {stream: list(ranges) for stream, ranges in found.items()}
+
+
+def test_p13_batches_whose_streams_cannot_be_read_are_sent_all_the_same(make: Make, tmp_path: Path) -> None:
+    """Damage that only shows when a file is read that was closed in good order; every batch says whose it is."""
+    streams = closed_in_good_order(make)
+    spoil_streams(tmp_path / "outbox.db")
+    outbox = make()
+    assert sent(outbox) == {stream: [(1, 20)] for stream in streams}
+    assert outbox.state.losses == {}
+    assert (tmp_path / "outbox.db.damaged-1").exists()
+
+
+def test_p24_batches_that_nobody_can_explain_any_more_become_losses(make: Make, tmp_path: Path) -> None:
+    """Their vocabulary went with their streams, and the config has another one by now. A loss among them is kept."""
+    streams = closed_in_good_order(make, lives=2)
+    last = make()
+    last.append([Loss(7, 3, 5, LossReason.AGE)])
+    last.close(0.0)
+    spoil_streams(tmp_path / "outbox.db")
+    outbox = make(vocabulary=Vocabulary(("another",)))
+    outbox.commit(0.0)
+    assert losses(outbox) == [
+        *(Loss(stream, 1, 20, LossReason.DAMAGED) for stream in streams),
+        Loss(7, 3, 5, LossReason.AGE),
+        Loss(last.stream, 1, 1, LossReason.DAMAGED),
+    ]
+    assert outbox.state.losses == {"damaged": 41}
+
+
+def test_one_stream_whose_row_is_no_message_pack_takes_no_other_with_it(make: Make, tmp_path: Path) -> None:
+    streams = closed_in_good_order(make)
+    with contextlib.closing(sqlite3.connect(tmp_path / "outbox.db")) as db:
+        db.execute("UPDATE streams SET covered = x'c1' WHERE stream = ?", (streams[0],))
+        db.commit()
+    outbox = make()
+    assert sent(outbox) == {stream: [(1, 20)] for stream in streams}
+    assert outbox.state.losses == {}
