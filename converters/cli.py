@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run `facefleet-convert`; 0 done, 1 refused with a message, 2 wrong usage, 130 interrupted."""
     forbid()
     args = parser().parse_args(argv)
+    args.argv = sys.argv[1:] if argv is None else argv
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)

@@ -113,7 +113,7 @@ def write_bundle(
         manifest = msgspec.structs.replace(
             manifest,
             accuracy=tuple(lines),
-            latency=latency(net.fused(), manifest, runtimes, command),
+            latency=latency(aside, manifest, net.fused(), command),
             notes=" ".join(part for part in (NOTES, blocks, note) if part),
         )
         write_data_list(aside / DATA, lists, purposes)

@@ -110,6 +110,7 @@ def convert(job: Job, folder: Path, console: Console) -> Manifest:
         runtimes = open_runtimes(Path(floats), plain, THREADS)
         say("judging FP32")
         expected = job.judge(runtimes["fp32_openvino"], job.manifest)
+        other = job.judge(runtimes["fp32_onnx"], job.manifest)
         save_openvino(graph, aside / FILES["fp16_xml"], fp16=True)
         shop = Workshop(
             source, job.manifest.input, job.manifest.outputs, job.calibration,
@@ -120,7 +121,7 @@ def convert(job: Job, folder: Path, console: Console) -> Manifest:
             f"{job.manifest.name}: INT8 loses more than --max-drop {job.max_drop} points of {expected[0].metric}", say,
         )  # fmt: skip
         manifest, int8 = choice.kept.result.manifest, choice.kept.result.runtimes
-        figures = {"fp32_openvino": expected, **choice.kept.result.figures}
+        figures = {"fp32_openvino": expected, "fp32_onnx": other, **choice.kept.result.figures}
         say("judging FP16")
         figures["fp16_openvino"] = job.judge(open_fp16(aside, manifest, THREADS), manifest)
         say("measuring latency")

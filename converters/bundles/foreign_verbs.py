@@ -1,7 +1,6 @@
 """The verbs `classifier` and `embedder`, and `detector` for checkpoints that are not ours: arguments to a `Job`."""
 
 import argparse
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from converters.bundles.foreign import Images, Job, Judge, convert
-from converters.bundles.foreign_arguments import add_common
+from converters.bundles.foreign_arguments import add_common, command_of, margin
 from converters.bundles.foreign_judges import AgreementJudge, BoxJudge, CosineJudge, LabelJudge, keep_threshold
 from converters.bundles.package import ASTRONAUT_FACE, astronaut, digest_of
+from converters.bundles.steps import steps
 from converters.checkpoints.formats import format_of
 from converters.checkpoints.network import Told, crop_network, inferred, keras, with_pixels
 from converters.checkpoints.onnx import (
@@ -46,17 +46,23 @@ NAMED_MARGIN = 0.0
 
 def run_detector(args: argparse.Namespace) -> int:
     """Convert a foreign detector: ultralytics YOLOv10 `.pt`, a supported ONNX, or a Keras single-face regressor."""
-    size = args.size[0] if args.size else 0
-    model, decoder, outputs, source = _detector(args.checkpoint, size, args.only)
-    source = with_pixels(source, Told(color=args.color, mean=args.mean, scale=args.scale))
-    folder = _folder(args)
-    letterbox = Letterbox(source.width, source.height, source.fit)
-    images, calibration = _calibrate(args, source, lambda image: letterbox(image).copy())
-    manifest = _manifest(args, folder, "detector", decoder, source, outputs, ("face",), calibration)
-    judge = BoxJudge.of(args.data, args.calibrate, letterbox, manifest)
+    if args.latency:
+        raise ConvertError(f"{args.checkpoint}: --latency is for our own bundles; others are timed when converted")
+    if len(args.size) > 1:
+        raise ConvertError(f"--size {' '.join(map(str, args.size))}: a foreign detector becomes one bundle; give one")
+    folder, size, console = _folder(args), args.size[0] if args.size else 0, Console()
+    with steps(console) as say:
+        say("reading the checkpoint")
+        model, decoder, outputs, source = _detector(args.checkpoint, size, args.only)
+        source = with_pixels(source, Told(color=args.color, mean=args.mean, scale=args.scale))
+        say("reading pictures")
+        letterbox = Letterbox(source.width, source.height, source.fit)
+        images, calibration = _calibrate(args, source, lambda image: letterbox(image).copy())
+        manifest = _manifest(args, folder, "detector", decoder, source, outputs, ("face",), calibration)
+        judge = BoxJudge.of(args.data, args.calibrate, letterbox, manifest)
     job = _job(args, model, manifest, images, [letterbox(view).copy() for view in _views()], judge)
     job = replace(job, tune=judge.tune, float_tail=True, symmetric=starts_at_zero(model))
-    convert(job, folder, Console())
+    convert(job, folder, console)
     return 0
 
 
@@ -85,7 +91,12 @@ def run_classifier(args: argparse.Namespace) -> int:
     labels = tuple(label.strip() for label in args.labels.split(",") if label.strip())
     if len(labels) < 2:
         raise ConvertError(f"--labels {args.labels}: {len(labels)} found, expected at least two, separated by commas")
-    model, source = crop_network(args.checkpoint, Told.of(args))
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ConvertError(f"--labels {args.labels}: {', '.join(twice)} twice, expected a name of its own per output")
+    folder, console = _folder(args), Console()
+    with steps(console) as say:
+        say("reading the checkpoint")
+        model, source = crop_network(args.checkpoint, Told.of(args))
     model, cut_off = cut_activation(model)
     width = single_output(inferred(model), str(args.checkpoint))
     # One column is the chance of the second label; several columns under a sigmoid are chances of their own.
@@ -95,25 +106,30 @@ def run_classifier(args: argparse.Namespace) -> int:
             f"{args.checkpoint}: {width} output(s), so {max(width, 2)} labels are expected, but --labels names "
             f"{len(labels)}: {', '.join(labels)}"
         )
-    folder = _folder(args)
-    images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
-    manifest = _manifest(args, folder, "classifier", decoder, source, ("logits",), labels, calibration)
-    judge: Judge = LabelJudge.of(args.data, manifest) if args.data else AgreementJudge(images)
-    convert(_job(args, model, manifest, images, _crops(args.margin, source), judge), folder, Console())
+    with steps(console) as say:
+        say("reading pictures")
+        images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
+        manifest = _manifest(args, folder, "classifier", decoder, source, ("logits",), labels, calibration)
+        judge: Judge = LabelJudge.of(args.data, manifest) if args.data else AgreementJudge(images)
+    convert(_job(args, model, manifest, images, _crops(args.margin, source), judge), folder, console)
     return 0
 
 
 def run_embedder(args: argparse.Namespace) -> int:
     """Convert an embedder of face crops."""
-    model, source = crop_network(args.checkpoint, Told.of(args))
+    folder, console = _folder(args), Console()
+    with steps(console) as say:
+        say("reading the checkpoint")
+        model, source = crop_network(args.checkpoint, Told.of(args))
     single_output(inferred(model), str(args.checkpoint))
     rename_output(model, model.graph.output[0].name, "embedding")
     if args.align:
         source = msgspec.structs.replace(source, fit="align")
-    folder = _folder(args)
-    images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
+    with steps(console) as say:
+        say("reading pictures")
+        images, calibration = _calibrate(args, source, lambda image: _stretched(image, source))
     manifest = _manifest(args, folder, "embedder", "vector", source, ("embedding",), (), calibration)
-    convert(_job(args, model, manifest, images, _crops(args.margin, source), CosineJudge(images)), folder, Console())
+    convert(_job(args, model, manifest, images, _crops(args.margin, source), CosineJudge(images)), folder, console)
     return 0
 
 
@@ -171,10 +187,7 @@ def _job(
     golden: Sequence[Images],
     judge: Judge,
 ) -> Job:
-    # The bare names: a bundle tells nothing of the integrator's folders.
-    words = [args.verb, args.checkpoint.name, "--calibrate", args.calibrate.name]
-    words += ["--data", "DATA"] if args.data else []
-    how = shlex.join(["facefleet-convert", *words, "--out", manifest.name])
+    how = command_of(args)
     return Job(model, manifest, images, golden, judge, args.max_drop, keep_threshold, False, how, args.named)
 
 
@@ -199,7 +212,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         parser = subparsers.add_parser(verb, help=f"turn {what} into an INT8 bundle")
         parser.add_argument("checkpoint", type=Path, help="state dict, TorchScript, .pt2, ONNX, Keras hdf5 or .keras")
         parser.add_argument("--size", type=int, default=0, help="side of the input, where the file does not say")
-        parser.add_argument("--margin", type=float, default=0.0, help="of the face box added on every side (default 0)")
+        parser.add_argument(
+            "--margin", type=margin, default=0.0, help="of the face box, added on every side (default 0)"
+        )
         parser.add_argument("--module", default="", help="package.module:Class of a state dict (default: our student)")
         parser.add_argument("--module-args", default="{}", help="its keyword arguments as JSON")
         parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")

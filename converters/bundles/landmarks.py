@@ -109,7 +109,7 @@ def write_bundle(
         runtimes = open_runtimes(aside, manifest)
         note = write_golden(aside, manifest, list(golden_pictures(margin, size_px)), runtimes["int8_openvino"].infer)
         manifest = msgspec.structs.replace(
-            manifest, accuracy=tuple(lines), latency=latency(net.fused(), manifest, runtimes, command), notes=note
+            manifest, accuracy=tuple(lines), latency=latency(aside, manifest, net.fused(), command), notes=note
         )
         write_data_list(aside / DATA, *data_list(learnt))
         manifest = seal(aside, manifest)

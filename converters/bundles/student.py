@@ -104,7 +104,7 @@ def write_head(
         runtimes = open_runtimes(aside, manifest)
         note = write_golden(aside, manifest, list(golden_pictures(margin, size_px)), runtimes["int8_openvino"].infer)
         command = f"facefleet-convert evaluate models_int8/{manifest.name} --data DATA"
-        times = latency(student.fused(), manifest, runtimes, command)
+        times = latency(aside, manifest, student.fused(), command)
         notes = " ".join(part for part in (manifest.notes, note) if part)
         manifest = msgspec.structs.replace(manifest, latency=times, notes=notes)
         lists = {name: faces.digests for name, faces in learnt.items()}

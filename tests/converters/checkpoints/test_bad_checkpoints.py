@@ -202,6 +202,21 @@ CASES: dict[str, tuple[tuple[str, ...], Write, str]] = {
     "two channels": (CLASSIFIER, lambda p: pooled(p, [1, 2, 64, 64], [1, 2]), "expected one picture"),
     "labels": (CLASSIFIER, lambda p: pooled(p, [1, 3, 64, 64]), "3 output(s), so 3 labels are expected"),
     "one label": (("classifier", "--labels", "a"), lambda p: pooled(p, [1, 3, 64, 64]), "expected at least two"),
+    "two labels of one name": (
+        ("classifier", "--labels", "a,b,a"),
+        lambda p: pooled(p, [1, 3, 64, 64]),
+        "--labels a,b,a: a twice, expected a name of its own per output",
+    ),
+    "two sizes of a foreign detector": (
+        ("detector", "--size", "320", "640"),
+        lambda p: pooled(p, [1, 3, 64, 64]),
+        "--size 320 640: a foreign detector becomes one bundle",
+    ),
+    "latency alone of a foreign detector": (
+        ("detector", "--latency"),
+        lambda p: pooled(p, [1, 3, 64, 64]),
+        "--latency is for our own bundles",
+    ),
     "grey pixels for a colour network": (
         (*CLASSIFIER, "--color", "GRAY"),
         lambda p: pooled(p, [1, 3, 64, 64], [1, 2]),
