@@ -23,6 +23,7 @@ from converters.bundles.package import (
     FILES,
     astronaut,
     digest_of,
+    open_fp16,
     open_runtimes,
     save_checkpoint,
     seal,
@@ -76,6 +77,7 @@ LICENCE = (
     "Mohamed Traore and Justin Brady; FairFace: Karkkainen & Joo; sample-videos: Intel; Young Adult White Faces: "
     "DeBruine & Jones) and MIT (LivePortrait examples)"
 )
+INFERRED = ("onnx", "bin", "fp16_bin")  # the files whose size a box feels
 Artefact = Literal["source", "fp32", "int8_onnx", "int8_openvino", "fp16_openvino"]
 
 
@@ -187,6 +189,7 @@ def write_bundle(
         runtimes = reference | int8
         # FP32 on onnxruntime equals FP32 on OpenVINO to 1e-3 (a test holds it), so only its speed is measured.
         judged = {name: runtime for name, runtime in runtimes.items() if name != "fp32_onnx"}
+        judged["fp16_openvino"] = open_fp16(aside, manifest, THREADS)
         if origin.data:
             shutil.copy(origin.data, aside / DATA)
         else:
@@ -266,6 +269,7 @@ NAMES: dict[str, Artefact] = {
     "fp32_onnx": "source",
     "int8_openvino": "int8_openvino",
     "int8_onnx": "int8_onnx",
+    "fp16_openvino": "fp16_openvino",
 }
 
 
@@ -378,4 +382,6 @@ def run(args: argparse.Namespace) -> int:
         )
         console.print(f"{folder}: score threshold {manifest.score_threshold} {manifest.notes}")
         show_latency(manifest, console)
+        sizes = [f"{f.path} {f.bytes / 1000:.0f}" for role, f in manifest.files.items() if role in INFERRED]
+        console.print(f"  kB: {', '.join(sizes)}")
     return 0

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from converters.bundles.package import DATA, open_runtimes
+from converters.bundles.package import DATA, open_fp16, open_runtimes
 from converters.bundles.steps import steps
 from converters.data.detection import Sample, face_mask, fairface, london, mik1i_negatives, mik1i_people, yolo_folder
 from converters.errors import ConvertError
@@ -276,7 +276,7 @@ def unseen(folder: Path) -> tuple[str, ...]:
 
 
 def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
-    """Measure every CPU artefact of a bundle, and its float checkpoint where it has one.
+    """Measure every artefact of a bundle on the CPU, and its float checkpoint where it has one.
 
     Args:
         bundle: of a detector.
@@ -293,6 +293,8 @@ def evaluate(bundle: Bundle, args: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as aside:
         if bundle.manifest.decoder == "yolov10" and "checkpoint" in bundle.manifest.files:
             runtimes = float_runtimes(bundle, Path(aside), args.threads) | runtimes
+        if "fp16_xml" in bundle.manifest.files:
+            runtimes["fp16_openvino"] = open_fp16(bundle.folder, bundle.manifest, args.threads)
         found = detections(runtimes, bundle.manifest, sets)
         source = bundle.manifest.input
         with steps(console) as say:

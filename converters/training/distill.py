@@ -128,6 +128,8 @@ def distillation_loss(logits: Tensor, answers: Tensor, truth: Tensor, alpha: flo
         truth: (N,) int64.
         alpha: weight of the labels.
         temperature: T; the T² keeps the gradient's size when both are softened.
+
+    The divergence is torch's `kl_div(student, teacher)`: what the student lacks is weighed by the teacher's certainty.
     """
     logits = logits.float()
     hard = F.cross_entropy(logits, truth)
