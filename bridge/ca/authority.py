@@ -1,20 +1,8 @@
-"""The authority on disk: a folder with its key, a register of who was enrolled, and the files the broker reads.
+"""The authority: lets members in, shuts them out, renews them. What it decides stands in its folder (`folder.py`)."""
 
-<folder>/            0700
-  ca.key  ca.pem     the authority; who has the key can enroll anybody
-  register.json      everybody ever enrolled, with serial numbers, revocations and claims
-  issued/<user>.pem  the newest certificate of each, followed by ca.pem
-  serve.key  serve.pem  who `ca serve` is at the broker
-  broker/            what Mosquitto reads: facefleet.conf, facefleet.acl, ca.pem, crl.pem, broker.pem, broker.key
-"""
-
-import fcntl
-import grp
-import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,9 +11,10 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bridge.ca import broker, requests, signer
+from bridge.ca import broker, files, requests, signer
+from bridge.ca.folder import Folder
 from bridge.ca.names import ClaimName, Name, parse_name
-from bridge.ca.register import Claim, Issued, Register
+from bridge.ca.register import Claim, Register
 from bridge.ca.reload import reload
 from bridge.errors import BridgeError, ConfigError
 from edge.wire import CertificateRequest
@@ -50,7 +39,7 @@ class Authority:
     """An authority that is there. Every change holds a lock and ends with the broker's files rewritten.
 
     Args:
-        folder: as in the module's docstring.
+        folder: as in the docstring of `folder.py`.
 
     Raises:
         ConfigError: there is none, or others than its owner may read its key.
@@ -64,6 +53,7 @@ class Authority:
         if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f'{key} can be read by others; run "chmod 600 {key}", and think about who has read it')
         self._signer = signer.read_signer(key.read_bytes(), (folder / "ca.pem").read_bytes())
+        self._disk = Folder(folder, self._signer)
 
     @classmethod
     def make(
@@ -81,15 +71,15 @@ class Authority:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             (folder / "issued").mkdir(exist_ok=True)
-            write(folder / "ca.pem", signer.pem(made.certificate))
-            write(folder / "register.json", _encode(book))
-            write(folder / "ca.key", signer.pem_key(made.key), mode=0o600)
+            files.write(folder / "ca.pem", signer.pem(made.certificate))
+            files.write(folder / "register.json", book.encoded())
+            files.write(folder / "ca.key", signer.pem_key(made.key), mode=0o600)
         except OSError as error:
             raise BridgeError(f"{folder} cannot be written ({error.strerror}); name another with --dir") from error
         authority = cls(folder)
-        with authority._changing() as register:
-            authority._renew_broker(register, now)
-            authority._write(register, now)
+        with authority._disk.changing() as register:
+            authority._disk.renew_broker(register, now, DAYS)
+            authority._disk.save(register, now)
         return authority
 
     def certificate(self) -> bytes:
@@ -98,7 +88,7 @@ class Authority:
 
     def members(self) -> list[Member]:
         """Return everybody, with the end of the newest certificate."""
-        register = self._read()
+        register = self._disk.read()
         found = []
         for user, text in sorted(register.names.items()):
             newest = max(register.issued[user], key=lambda i: i.until)
@@ -117,7 +107,7 @@ class Authority:
             ConfigError: the request is no good, or the id belongs to a box of another site.
         """
         public = signer.read_request(request, name)
-        with self._changing() as register:
+        with self._disk.changing() as register:
             register.close_claims(name, now)
             return self._enroll(register, name, public, now, days)
 
@@ -127,11 +117,11 @@ class Authority:
         Raises:
             ConfigError: nobody of that name is enrolled or about to be.
         """
-        with self._changing() as register:
+        with self._disk.changing() as register:
             if not register.close_claims(name, now) or register.names.get(name.user) == str(name):
                 register.check_known(name)
                 register.revoke(name.user, now)
-            self._write(register, now)
+            self._disk.save(register, now)
 
     def claim(self, name: Name, now: datetime, days: float = CLAIM_DAYS) -> bytes:
         """Make a one-time claim for a box; one that it had before is closed.
@@ -144,14 +134,14 @@ class Authority:
         """
         if name.kind != "box":
             raise ConfigError(f'{name} is no box; a {name.kind} gets its key with "ca enroll {name} --out DIR"')
-        with self._changing() as register:
+        with self._disk.changing() as register:
             register.check_site(name, now)
             register.close_claims(name, now)
             known_as, key = ClaimName(secrets.token_hex(8), name), signer.new_key()
             made = self._signer.claim(known_as, key.public_key(), now, days)
             entry = Claim(known_as.id, str(name), made.not_valid_after_utc)
             register.claims[f"{made.serial_number:x}"] = entry
-            self._write(register, now)
+            self._disk.save(register, now)
         return signer.pem_key(key) + signer.pem(made) + self.certificate()
 
     def answer(self, name: Name, request: CertificateRequest, now: datetime, days: float = DAYS) -> bytes:
@@ -166,7 +156,7 @@ class Authority:
             ConfigError: it is refused; the message is for the box.
         """
         asked = requests.judge(request, name, self._signer.certificate, now)
-        with self._changing() as register:
+        with self._disk.changing() as register:
             if asked.user == name.user:
                 return self._answer_member(register, name, asked, now, days)
             return self._answer_claim(register, name, asked, now, days)
@@ -181,7 +171,7 @@ class Authority:
         if claim.key not in ("", key):
             raise ConfigError(f"the claim was used already, for another key: was its card copied? If so, {again}")
         if claim.key and self._newest(name, asked.public):
-            return self._issued(name).read_bytes()
+            return self._disk.issued(name).read_bytes()
         register.claims[asked.serial] = msgspec.structs.replace(claim, key=key)
         return self._enroll(register, name, asked.public, now, days)
 
@@ -194,17 +184,17 @@ class Authority:
         if asked.public != asked.shown:
             raise ConfigError(f'a new key needs a claim: "facefleet-bridge ca claim {name}"')
         if register.close_claims(name, now, key=requests.fingerprint(asked.public)):
-            self._write(register, now)
+            self._disk.save(register, now)
         if self._newest(name, asked.public, after=now + timedelta(days=RENEW_DAYS)):
-            return self._issued(name).read_bytes()
-        chain = self._issue(register, name, asked.public, now, days)
-        self._write(register, now)
+            return self._disk.issued(name).read_bytes()
+        chain = self._disk.issue(register, name, asked.public, now, days)
+        self._disk.save(register, now)
         return chain
 
     def _newest(self, name: Name, public: signer.PublicKey, after: datetime | None = None) -> bool:
         """Tell whether the newest certificate of a member is for a key, and good for longer than `after`."""
         try:
-            found = x509.load_pem_x509_certificate(self._issued(name).read_bytes())
+            found = x509.load_pem_x509_certificate(self._disk.issued(name).read_bytes())
         except (OSError, ValueError):
             return False
         return found.public_key() == public and (after is None or found.not_valid_after_utc > after)
@@ -214,8 +204,8 @@ class Authority:
         if not self._newest(name, public):  # with the same key it may still need the one before, until this arrives
             register.revoke(name.user, now)
         register.names[name.user] = str(name)
-        chain = self._issue(register, name, public, now, days)
-        self._write(register, now)
+        chain = self._disk.issue(register, name, public, now, days)
+        self._disk.save(register, now)
         return chain
 
     def renew(self, names: Sequence[Name], now: datetime, *, within_days: float, days: float = DAYS) -> list[Path]:
@@ -224,7 +214,7 @@ class Authority:
         Returns:
             The files to bring to the boxes.
         """
-        with self._changing() as register:
+        with self._disk.changing() as register:
             for name in names:
                 register.check_known(name)
             soon = now + timedelta(days=within_days)
@@ -237,23 +227,23 @@ class Authority:
             for name in chosen:
                 if all(i.revoked for i in register.issued[name.user]):
                     raise ConfigError(f"{name} was revoked; enroll it again with a request of its own")
-                path = self._issued(name)
-                self._issue(register, name, signer.public_key(path.read_bytes()), now, days)
+                path = self._disk.issued(name)
+                self._disk.issue(register, name, signer.public_key(path.read_bytes()), now, days)
                 files.append(path)
-            if self._broker_ends(register) < soon:
-                self._renew_broker(register, now)
-            self._write(register, now)
+            if self._disk.broker_ends(register) < soon:
+                self._disk.renew_broker(register, now, DAYS)
+            self._disk.save(register, now)
         return files
 
     @property
     def broker_folder(self) -> Path:
         """Return where the broker's files are."""
-        return Path(self._read().broker)
+        return Path(self._disk.read().broker)
 
     @property
     def broker_address(self) -> tuple[str, int]:
         """Return under which name and port members reach the broker."""
-        register = self._read()
+        register = self._disk.read()
         return register.hosts[0], register.port
 
     def serving(self, now: datetime) -> tuple[Path, Path]:
@@ -263,13 +253,17 @@ class Authority:
         The key stays, unless it was revoked: whoever connects while the certificate is replaced finds a pair that fits.
         """
         key, certificate = self.folder / "serve.key", self.folder / "serve.pem"
-        with self._changing() as register:
+        with self._disk.changing() as register:
             good = [i.until for i in register.issued.get(SERVE.user, ()) if not i.revoked]
-        whole = key.is_file() and certificate.is_file() and certificate.read_bytes() == self._issued(SERVE).read_bytes()
+        whole = (
+            key.is_file()
+            and certificate.is_file()
+            and certificate.read_bytes() == self._disk.issued(SERVE).read_bytes()
+        )
         if not whole or max(good, default=now) < now + timedelta(days=RENEW_DAYS):
             made, asked = request(SERVE, signer.read_key(key.read_bytes()) if good and key.is_file() else None)
-            write(key, made, mode=0o600)
-            write(certificate, self.enroll(SERVE, asked, now))  # last: it says that all of this was done
+            files.write(key, made, mode=0o600)
+            files.write(certificate, self.enroll(SERVE, asked, now))  # last: it says that all of this was done
         return certificate, key
 
     def keep(self, now: datetime) -> tuple[Path, Path]:
@@ -278,10 +272,10 @@ class Authority:
         Returns:
             Certificate and key of `ca serve`.
         """
-        with self._changing() as register:
-            if self._broker_ends(register) < now + timedelta(days=RENEW_DAYS):
-                self._renew_broker(register, now)
-                self._write(register, now)
+        with self._disk.changing() as register:
+            if self._disk.broker_ends(register) < now + timedelta(days=RENEW_DAYS):
+                self._disk.renew_broker(register, now, DAYS)
+                self._disk.save(register, now)
         return self.serving(now)
 
     def reload(self, command: str = "") -> str:
@@ -293,71 +287,17 @@ class Authority:
         Raises:
             BridgeError: the command failed.
         """
-        return reload(command or self._read().reload)
+        return reload(command or self._disk.read().reload)
 
     def admits(self, now: datetime) -> object:
         """Return what the broker has to know of: it must read its files again when this is another."""
-        register = self._read()
+        register = self._disk.read()
         names = {str(name) for name in register.admitted(now)}
-        return names, register.revoked(now), self._broker_ends(register)
+        return names, register.revoked(now), self._disk.broker_ends(register)
 
     def written_ns(self) -> int:
         """Return when the broker's files were last written, by whatever process."""
         return (self.broker_folder / broker.CONF).stat().st_mtime_ns
-
-    # -- the folder --------------------------------------------------------------------------------------------------
-
-    def _issue(self, register: Register, name: Name, public: signer.PublicKey, now: datetime, days: float) -> bytes:
-        made = self._signer.member(name, public, now, days)
-        entry = Issued(f"{made.serial_number:x}", made.not_valid_after_utc)
-        register.issued[name.user] = (*register.issued.get(name.user, ()), entry)
-        # First the register: a certificate it does not know could not be revoked.
-        write(self.folder / "register.json", _encode(register))
-        chain = signer.pem(made) + self.certificate()
-        write(self._issued(name), chain)
-        return chain
-
-    def _issued(self, name: Name) -> Path:
-        return self.folder / "issued" / f"{name.user}.pem"
-
-    @staticmethod
-    def _broker_ends(register: Register) -> datetime:
-        pem = (Path(register.broker) / broker.CERTIFICATE).read_bytes()
-        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
-
-    def _renew_broker(self, register: Register, now: datetime) -> None:
-        folder, key = Path(register.broker), signer.new_key()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        write(folder / broker.KEY, signer.pem_key(key), mode=0o600)
-        write(folder / broker.CERTIFICATE, signer.pem(self._signer.server(register.hosts, key.public_key(), now, DAYS)))
-        with suppress(KeyError, PermissionError):  # Mosquitto reads it again on each reload, no longer as root
-            os.chown(folder / broker.KEY, -1, grp.getgrnam("mosquitto").gr_gid)
-            os.chmod(folder / broker.KEY, 0o640)
-
-    def _write(self, register: Register, now: datetime) -> None:
-        """Write the register, then what the broker reads of it."""
-        register = msgspec.structs.replace(register, lists=register.lists + 1)
-        write(self.folder / "register.json", _encode(register))
-        folder = Path(register.broker)
-        try:
-            write(folder / broker.CA, self.certificate())
-            write(folder / broker.CRL, self._signer.revocations(register.revoked(now), register.lists, now))
-            write(folder / broker.ACL, broker.rules(register.admitted(now)).encode())
-            write(folder / broker.CONF, broker.configuration(folder, register.port).encode())
-        except OSError as error:
-            raise BridgeError(f"{folder} cannot be written ({error.strerror}); mend that and run it again") from error
-
-    def _read(self) -> Register:
-        try:
-            return msgspec.json.decode((self.folder / "register.json").read_bytes(), type=Register)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise BridgeError(f"{self.folder}/register.json cannot be read ({error}); restore it") from error
-
-    @contextmanager
-    def _changing(self) -> Iterator[Register]:
-        with (self.folder / "lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield self._read()
 
 
 def request(name: Name, key: ec.EllipticCurvePrivateKey | None = None) -> tuple[bytes, bytes]:
@@ -375,28 +315,6 @@ def request(name: Name, key: ec.EllipticCurvePrivateKey | None = None) -> tuple[
     return signer.pem_key(key), made.public_bytes(serialization.Encoding.PEM)
 
 
-def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace a file durably; a secret one is never readable by others, not even for a moment."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)  # else a power cut may bring back a claim that was used
-    finally:
-        os.close(folder)
-
-
 def now() -> datetime:
     """Return the time, to the second: certificates know no finer."""
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def _encode(register: Register) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(register))

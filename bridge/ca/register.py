@@ -52,6 +52,10 @@ class Register(msgspec.Struct, frozen=True):
     claims: dict[str, Claim] = {}
     reload: str = ""  # what makes the broker read its files again
 
+    def encoded(self) -> bytes:
+        """Return it as its file has it."""
+        return msgspec.json.format(msgspec.json.encode(self))
+
     def alive(self, user: str, now: datetime) -> bool:
         """Tell whether a member has a certificate that counts."""
         return any(not i.revoked and i.until > now for i in self.issued.get(user, ()))

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.ca import authority
+from bridge.ca import authority, files
 from bridge.ca.authority import CLAIM_DAYS, DAYS, RENEW_DAYS, Authority, now
 from bridge.ca.broker import CONF
 from bridge.ca.names import parse_name
@@ -94,9 +94,9 @@ def _enroll(options: argparse.Namespace) -> int:
         key, request = authority.request(name)
         chain = there.enroll(name, request, now(), options.days)
         out.mkdir(parents=True, exist_ok=True)
-        authority.write(out / f"{name.id}.key", key, mode=0o600)
-        authority.write(out / f"{name.id}.pem", chain)
-        authority.write(out / "ca.pem", there.certificate())
+        files.write(out / f"{name.id}.key", key, mode=0o600)
+        files.write(out / f"{name.id}.pem", chain)
+        files.write(out / "ca.pem", there.certificate())
         _say(f"{out}: {name.id}.key, {name.id}.pem and ca.pem")
     _say(f"{name} may speak to the broker as {name.user!r}")
     return _reloaded(there, options)
@@ -109,7 +109,7 @@ def _claim(options: argparse.Namespace) -> int:
         raise ConfigError(f"{out} is there already; remove it, or name another with --out")
     made = there.claim(name, now(), options.days)
     out.parent.mkdir(parents=True, exist_ok=True)
-    authority.write(out, made, mode=0o600)
+    files.write(out, made, mode=0o600)
     _say(
         f'{out}: good once, within {options.days:g} days; "facefleet-edge flash CONFIG CARD --claim {out}" puts it on '
         'the card. "facefleet-bridge ca serve" answers the box'

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from bridge.ca import authority
+from bridge.ca import authority, files
 from bridge.ca.authority import Authority
 from bridge.ca.broker import CONF
 from bridge.ca.names import parse_name
@@ -45,8 +45,8 @@ class Site:
         name = parse_name(text)
         key, request = authority.request(name)
         chain = self.authority.enroll(name, request, authority.now() - ago, days)
-        authority.write(self.keys / f"{name.user}.key", key, mode=0o600)
-        authority.write(self.keys / f"{name.user}.pem", chain)
+        files.write(self.keys / f"{name.user}.key", key, mode=0o600)
+        files.write(self.keys / f"{name.user}.pem", chain)
 
     def settings(self, user: str | None, client_id: str = "") -> LinkSettings:
         return LinkSettings(
@@ -74,7 +74,7 @@ class Site:
 
     def claim(self, text: str, path: Path, *, days: float = 1.0, ago: timedelta = timedelta(0)) -> Path:
         """Make a claim, as `ca claim` does; the broker hears of it."""
-        authority.write(path, self.authority.claim(parse_name(text), authority.now() - ago, days), mode=0o600)
+        files.write(path, self.authority.claim(parse_name(text), authority.now() - ago, days), mode=0o600)
         self.broker.reload()
         return path
 

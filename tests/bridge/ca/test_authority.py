@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from bridge.ca import authority
+from bridge.ca import authority, files
 from bridge.ca.authority import Authority
 from bridge.ca.names import parse_name
 from bridge.cli import main
@@ -210,7 +210,7 @@ def test_who_answers_goes_to_the_broker_with_the_newest_certificate_and_its_key(
         made, asked = authority.request(authority.SERVE)
         there.enroll(authority.SERVE, asked, now)  # which revokes the one in serve.pem
         if since == "cut between its files":
-            authority.write(key, made, mode=0o600)
+            files.write(key, made, mode=0o600)
     assert there.serving(now) == (pem, key)
     shown = x509.load_pem_x509_certificate(pem.read_bytes())
     assert certificate.read_key(key.read_bytes()).public_key() == shown.public_key()
@@ -225,14 +225,14 @@ def test_whoever_reads_the_files_of_ca_serve_while_they_are_renewed_finds_a_pair
 ) -> None:
     there, now, written = Authority(folder), authority.now(), []
     pem, key = there.serving(now)
-    before, write = pem.read_bytes(), authority.write
+    before, write = pem.read_bytes(), files.write
 
     def watched(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         write(path, data, mode=mode)
         written.append(path.name)
         ssl.create_default_context().load_cert_chain(pem, key)  # as a reconnect does
 
-    monkeypatch.setattr(authority, "write", watched)
+    monkeypatch.setattr(files, "write", watched)
     there.serving(now + timedelta(days=authority.DAYS - authority.RENEW_DAYS + 1))
     assert "serve.pem" in written
     assert pem.read_bytes() != before

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.ca import authority
+from bridge.ca import authority, files
 from bridge.ca.authority import Authority
 from bridge.ca.names import parse_name
 from edge.link import Link, LinkSettings
@@ -101,8 +101,8 @@ def test_nobody_gets_in_without_a_certificate(site: Site) -> None:
 def test_a_certificate_of_another_authority_is_refused(site: Site, tmp_path: Path) -> None:
     other = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
     key, request = authority.request(parse_name("munich/lobby-1"))
-    authority.write(site.keys / "stranger.key", key, mode=0o600)
-    authority.write(site.keys / "stranger.pem", other.enroll(parse_name("munich/lobby-1"), request, authority.now()))
+    files.write(site.keys / "stranger.key", key, mode=0o600)
+    files.write(site.keys / "stranger.pem", other.enroll(parse_name("munich/lobby-1"), request, authority.now()))
     assert site.refusal("stranger") == "TLSV1_ALERT_UNKNOWN_CA"
 
 

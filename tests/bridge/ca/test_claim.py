@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.ca import authority, requests
+from bridge.ca import authority, files, requests
 from bridge.ca.authority import Authority
 from bridge.ca.names import parse_name
 from bridge.cli import main as bridge
@@ -248,7 +248,7 @@ class Claimed:
         self.claim = self.new_claim(folder / "claim.pem")
 
     def new_claim(self, path: Path, name: str = "munich/lobby-1") -> enrollment.Claim:
-        authority.write(path, self.authority.claim(parse_name(name), self.now), mode=0o600)
+        files.write(path, self.authority.claim(parse_name(name), self.now), mode=0o600)
         return read_claim(path)
 
     def request(self, claim: enrollment.Claim | None = None, csr: bytes = b"") -> CertificateRequest:
@@ -305,7 +305,7 @@ def test_a_broker_cannot_put_its_own_key_into_a_request(claimed: Claimed) -> Non
 
 def test_a_claim_of_another_authority_is_refused(claimed: Claimed, tmp_path: Path) -> None:
     other = Authority.make(tmp_path / "other", ["localhost"], 8883, tmp_path / "b", claimed.now)
-    authority.write(tmp_path / "c.pem", other.claim(claimed.name, claimed.now), mode=0o600)
+    files.write(tmp_path / "c.pem", other.claim(claimed.name, claimed.now), mode=0o600)
     claimed.refused(claimed.request(read_claim(tmp_path / "c.pem")), "not of this authority")
 
 
@@ -390,7 +390,7 @@ def test_a_box_whose_clock_is_at_1970_waits_for_the_time_and_says_so(tmp_path: P
     later = authority.now() + timedelta(days=700)
     made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", later)
     config = box(tmp_path, 1)
-    authority.write(config.own_tls_dir / "claim.pem", made.claim(parse_name("munich/lobby-9"), later), mode=0o600)
+    files.write(config.own_tls_dir / "claim.pem", made.claim(parse_name("munich/lobby-9"), later), mode=0o600)
     waiting = enroll(config, tmp_path / "enroll.log")
     wait_for("a word about the clock", lambda: "waiting until NTP has set it" in waiting.text())
     assert waiting.stop() == 1
@@ -402,7 +402,7 @@ def test_a_claim_that_has_ended_says_what_to_do(tmp_path: Path) -> None:
     earlier = authority.now() - timedelta(days=30)
     made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", earlier)
     config = box(tmp_path, 1)
-    authority.write(config.own_tls_dir / "claim.pem", made.claim(parse_name("munich/lobby-9"), earlier), mode=0o600)
+    files.write(config.own_tls_dir / "claim.pem", made.claim(parse_name("munich/lobby-9"), earlier), mode=0o600)
     with pytest.raises(EdgeError, match=r'the claim ended at .*"facefleet-bridge ca claim munich/lobby-9", and put it'):
         enrollment.enroll(config)
 
@@ -411,7 +411,7 @@ def test_a_claim_others_may_read_and_one_for_another_box_are_refused(tmp_path: P
     made = Authority.make(tmp_path / "ca", ["localhost"], 1, tmp_path / "broker", authority.now())
     config = box(tmp_path, 1)
     path = config.own_tls_dir / "claim.pem"
-    authority.write(path, made.claim(parse_name("munich/lobby-2"), authority.now()), mode=0o640)
+    files.write(path, made.claim(parse_name("munich/lobby-2"), authority.now()), mode=0o640)
     with pytest.raises(EdgeError, match=r"has mode 0640 and can be read by others, expected 0600"):
         enrollment.enroll(config)
     path.chmod(0o600)
