@@ -4,6 +4,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from edge.models.bundle import MANIFEST
+
 UNKNOWN = "unknown; ask whoever made the checkpoint before you ship it (--licence)"
 
 
@@ -31,15 +33,18 @@ def add_common(parser: argparse.ArgumentParser, verb: str, max_drop: float) -> N
 
 def command_of(args: argparse.Namespace) -> str:
     """Return the command as it was given, its paths cut to their names: a bundle tells nothing of anybody's folders."""
-    names = {path: path.name for path in (args.checkpoint, args.calibrate, args.out) if path is not None}
-    if args.data is not None:
-        names[args.data] = "DATA"
+    names = {path: name_of(path) for path in vars(args).values() if isinstance(path, Path)}
 
     def told(word: str) -> str:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         return f"{option}{equals}{names.get(Path(value), value)}"
 
     return shlex.join(["facefleet-convert", *map(told, args.argv)])
+
+
+def name_of(path: Path) -> str:
+    """Keep the folder of a bundle's checkpoint: they all have one name."""
+    return f"{path.parent.name}/{path.name}" if (path.parent / MANIFEST).is_file() else path.name
 
 
 def _share(text: str) -> float:

@@ -8,7 +8,6 @@ Knowledge distillation: A good teacher is patient and consistent (the same view 
 """
 
 import argparse
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from converters.bundles.foreign_arguments import UNKNOWN
+from converters.bundles.foreign_arguments import UNKNOWN, command_of
 from converters.checkpoints.network import Told, crop_network, inferred
 from converters.checkpoints.onnx import cut_activation, prepared, single_output
 from converters.data.album import Album
@@ -259,7 +258,7 @@ def run(args: argparse.Namespace) -> int:
         architecture=f"student CNN, skip connections, widths {'-'.join(map(str, student.widths))}, "
         f"{parameters(student)} weights",
         licence=args.licence or UNKNOWN,
-        how=_command(args),
+        how=command_of(args),
         notes="On the held-out faces, FP32: " + "; ".join(lines) + ".",
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -289,18 +288,3 @@ def _teacher(args: argparse.Namespace, wanted: tuple[str, ...]) -> Teacher:
     model, source = crop_network(args.teacher, given)
     labels = [label.strip() for label in args.teacher_labels.split(",") if label.strip()] or list(wanted)
     return Teacher(model, source, labels, wanted, str(args.teacher))
-
-
-def _command(args: argparse.Namespace) -> str:
-    words = ["facefleet-convert", "distill", args.teacher.name, "--data", args.data.name]
-    for key in ("labels", "teacher_labels", "teacher_size", "color", "mean", "scale", "module"):
-        value = getattr(args, key)
-        words += [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value])] if value else []
-    for key in ("alpha", "temperature", "size", "margin", "epochs", "rate", "seed", "held_out"):
-        words += [f"--{key.replace('_', '-')}", f"{getattr(args, key):g}"]
-    words += ["--widths", *args.widths]
-    words += ["--minutes", f"{args.minutes:g}"] if args.minutes < 1e9 else []
-    words += ["--whole"] if args.whole else []
-    words += ["--init", f"{args.init.parent.name}/{args.init.name}"] if args.init else []
-    words += ["--compare"] if args.compare else []
-    return shlex.join(map(str, [*words, "--out", args.out.name]))

@@ -5,7 +5,6 @@ view into features, and one linear layer learns to tell the classes apart. Twent
 """
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
 
-from converters.bundles.foreign_arguments import UNKNOWN
+from converters.bundles.foreign_arguments import UNKNOWN, command_of, name_of
 from converters.checkpoints.formats import format_of
 from converters.checkpoints.network import Told, crop_network, inferred
 from converters.checkpoints.onnx import cut_activation, rename_output
@@ -286,10 +285,10 @@ def run_pictures(args: argparse.Namespace) -> int:
     head = Linear(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
     origin = Origin(
         source=f"a linear head trained by this command on {len(learnt.truth)} pictures ({learnt.counts()}), each shown "
-        f"{args.times} times, over {_name(args.base)}, frozen",
-        architecture=f"{_name(args.base)} to {base.width} features, linear to {len(album.labels)}",
+        f"{args.times} times, over {name_of(args.base)}, frozen",
+        architecture=f"{name_of(args.base)} to {base.width} features, linear to {len(album.labels)}",
         licence=args.licence or _licence(args.base),
-        how=_command(args),
+        how=command_of(args),
         notes=f"Temperature {temperature:.2f} and score threshold: from training faces left out of the fit in turn.",
     )
     write_trained(
@@ -316,23 +315,6 @@ def people_of(told: str, labels: Sequence[str]) -> tuple[str, ...]:
     return people
 
 
-def _name(base: Path) -> str:
-    """Return a bundle's name where the base is one's checkpoint, else the file's."""
-    return f"{base.parent.name}/{base.name}" if (base.parent / MANIFEST).is_file() else base.name
-
-
 def _licence(base: Path) -> str:
     """Return what a base's own bundle says: a head over research-only weights is research-only too."""
     return load_bundle(base.parent).manifest.licence if (base.parent / MANIFEST).is_file() else UNKNOWN
-
-
-def _command(args: argparse.Namespace) -> str:
-    words = ["facefleet-convert", "train-student", "--pictures", args.pictures.name, "--base", _name(args.base)]
-    words += ["--labels", args.labels] if args.labels else []
-    words += ["--identifies", args.identifies] if args.identifies else []
-    words += ["--times", args.times, "--margin", f"{args.margin:g}", "--seed", args.seed, "--held-out", args.held_out]
-    words += ["--whole"] if args.whole else []
-    for key in ("size", "color", "mean", "scale", "module"):
-        value = getattr(args, key)
-        words += [f"--{key}", *(value if isinstance(value, list) else [value])] if value else []
-    return shlex.join(map(str, [*words, "--bundle", args.bundle.name]))

@@ -177,7 +177,7 @@ def test_twenty_pictures_become_a_head_that_a_box_runs(tmp_path: Path, capsys: p
     assert (manifest.labels, manifest.crop_margin, manifest.decoder) == (("me", "other"), 0.1, "softmax")
     assert manifest.licence == "research-only"  # as the base says
     assert manifest.identifies == ("me",)  # so that a box asks for consent
-    assert "--pictures faces --base gender-student/checkpoint.pt" in manifest.accuracy[0].command
+    assert "train-student --pictures faces --whole --times 4" in manifest.accuracy[0].command
     figures = {line.artefact: line.value for line in manifest.accuracy if line.metric == "accuracy"}
     assert figures["int8_openvino"] == figures["int8_onnx"] == figures["fp32"] == 1.0
     assert (out / "data.json").is_file()
