@@ -35,10 +35,10 @@ class Rates:
     share of that for a view with faces.
     """
 
-    mosaic: float = 0.37
+    mosaic: float = 0.35
     zoom: float = 0.23
     paste: float = 0.10
-    empty: float = 0.10
+    empty: float = 0.13
     backdrop: float = 0.25
     flip: float = 0.5
     grey: float = 0.08
@@ -230,9 +230,9 @@ def shapes(canvas: Image, rng: np.random.Generator) -> None:
     """Fill `canvas` with soft shapes in the colours of skin, wood, walls and lamps: round and bright, yet no face."""
     side = int(rng.choice((64, 128, 224)))
     image = np.full((side, side, 3), colour(rng), np.uint8)
-    for _ in range(int(rng.integers(2, 9))):
+    for _ in range(int(rng.integers(2, 12))):
         layer, centre = image.copy(), tuple(int(v) for v in rng.uniform(0, side, 2))
-        axes = tuple(int(v) for v in rng.uniform(0.05, 0.55, 2) * side)
+        axes = tuple(int(v) for v in rng.uniform(0.03, 0.5, 2) * side)
         angle = float(rng.uniform(0, 180))
         if rng.random() < 0.6:
             cv2.ellipse(layer, centre, axes, angle, 0, 360, colour(rng), -1, cv2.LINE_AA)
@@ -250,9 +250,14 @@ def shapes(canvas: Image, rng: np.random.Generator) -> None:
 
 
 def colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    """Return BGR, half of the time warm as skin and wood are."""
-    warm = rng.random() < 0.5
-    hsv = (rng.uniform(2, 22), rng.uniform(30, 170), rng.uniform(40, 256)) if warm else rng.uniform(0, (180, 200, 256))
+    """Return BGR, half of the time warm as skin and wood are, and now and then white as a lamp or a mask."""
+    kind = rng.random()
+    if kind < 0.45:
+        hsv = rng.uniform((2, 30, 40), (22, 170, 256))
+    elif kind < 0.65:
+        hsv = rng.uniform((0, 0, 215), (180, 30, 256))
+    else:
+        hsv = rng.uniform(0, (180, 200, 256))
     blue, green, red = cv2.cvtColor(np.array([[hsv]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
     return blue, green, red
 
