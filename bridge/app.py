@@ -12,8 +12,9 @@ from typing import Literal
 import msgspec
 
 from bridge.config import BridgeConfig, full_dsn, link_settings
+from bridge.counts import Counts
 from bridge.store import Store
-from bridge.subscriber import Counts, Status, Subscriber
+from bridge.subscriber import Status, Subscriber
 from edge.link import Link, Will
 from edge.wire import ROOT, BridgeState, bridge_topic
 

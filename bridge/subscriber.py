@@ -5,14 +5,13 @@ one transaction, and only after COMMIT acknowledges: to the broker (so that it m
 they may forget). Whatever fails in between is sent again by the boxes; writing twice is harmless.
 """
 
-import contextlib
 import logging
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 from uuid import UUID
@@ -20,14 +19,15 @@ from uuid import UUID
 import msgspec
 import psycopg
 
-from bridge.acks import AckBook
+from bridge.answers import Answers, Outlet
 from bridge.batches import Incoming
+from bridge.counts import Counts
 from bridge.errors import BridgeError, ConfigError, StoreError
 from bridge.inbox import Delivery, Inbox
 from bridge.sqlstate import Verdict, classify
-from bridge.store import RECENT_STREAMS, Written
+from bridge.store import Written
 from edge.link import Message
-from edge.wire import ROOT, BoxState, Covered, WireError, encode_ack, parse_topic, topic
+from edge.wire import ROOT, BoxState, Covered, WireError, parse_topic
 
 log = logging.getLogger(__name__)
 
@@ -52,38 +52,6 @@ class Store(Protocol):
     def database_uuid(self) -> UUID: ...
     def maintain(self, now: datetime) -> object: ...
     def close(self) -> None: ...
-
-
-class Outlet(Protocol):
-    """What the writer needs of edge/link.py."""
-
-    @property
-    def generation(self) -> int: ...
-    def ack(self, message: Message) -> bool: ...
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int | None: ...
-
-
-@dataclass(slots=True)
-class Counts:
-    """What went through since the start; for the log and for tests."""
-
-    batches: int = 0
-    inserted: int = 0
-    duplicates: int = 0
-    dead_letters: int = 0
-    quarantined: int = 0
-    unknown_vocabulary: int = 0
-    erased: int = 0  # came too late: of a time that was erased
-    states: int = 0
-    health: int = 0
-    acks: int = 0
-    malformed: int = 0  # states and health; a malformed batch is a dead letter
-    misaddressed: int = 0  # on a topic with an id that no box may have
-    turned_away: int = 0
-    failures: int = 0  # of transactions; each was tried again
-
-    def __str__(self) -> str:
-        return ", ".join(f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name))
 
 
 class Subscriber:
@@ -118,11 +86,10 @@ class Subscriber:
         self._open_store, self._ack, self.database = open_store, ack, database
         self._on_status, self._rng = on_status, rng or random.Random()
         self._backoff_s, self._stop_retry_s = backoff_s, stop_retry_s
-        self._acks = AckBook()
+        self._answers = Answers()
         self._store: Store | None = None
         self._outlet: Outlet
         self._round: deque[Delivery] = deque()  # taken from the inbox, not yet written
-        self._unacked: deque[Message] = deque()  # deliveries to acknowledge to the broker when there is room again
         self._maintain_at_s = 0.0
         self._ever_accepted = False
         self._died: BaseException | None = None
@@ -133,7 +100,7 @@ class Subscriber:
 
     def start(self, outlet: Outlet) -> None:
         """Begin to write, in the background; a database that is down is a state, not an error."""
-        self._outlet = outlet
+        self._outlet = self._answers.outlet = outlet
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -160,9 +127,9 @@ class Subscriber:
                 if self.counts.misaddressed.bit_count() == 1:
                     log.warning("%d messages on topics no box may have: %s", self.counts.misaddressed, error)
         if kind not in ("events", "state", "health"):
-            self._unacked.append(message)  # not ours, such as another bridge's state
+            self._answers.later(message)  # not ours, such as another bridge's state
         elif not self.inbox.put(Delivery(site, box, kind, message, received_at)):
-            self._unacked.append(replace(message, payload=b""))
+            self._answers.later(replace(message, payload=b""))
             self.counts.turned_away += 1
             if self.counts.turned_away.bit_count() == 1:  # 1, 2, 4, 8, …
                 log.warning("queue full: %d deliveries left to the boxes to send again", self.counts.turned_away)
@@ -210,17 +177,17 @@ class Subscriber:
         store = self._store
         assert store is not None
         if not self._round:
-            wait_s = self._acks.wait_s(time.monotonic(), IDLE_S)
+            wait_s = self._answers.wait_s(IDLE_S)
             self._round.extend(self.inbox.take(MOST_MESSAGES, MOST_BYTES, wait_s, GATHER_S))
         while self._round:
             self._write_first(store)
-            self._publish_acks()  # between the parts too: a start with many births must not silence the acks
+            self._say_acks()  # between the parts too: a start with many births must not silence the acks
         self._accept()
         if healths := self.inbox.take_health(MOST_HEALTH):
             self._write_health(store, healths)
         if self.inbox.roomy:
-            self._ack_to_broker([self._unacked.popleft() for _ in range(len(self._unacked))])
-        self._publish_acks()
+            self._answers.to_broker_at_last()
+        self._say_acks()
         self._maintain(store)
 
     def _drain(self) -> None:
@@ -242,7 +209,7 @@ class Subscriber:
                 waiting.add(box)
         (self._write_states if kind == "state" else self._write_events)(store, now)
         self._round = later
-        self._ack_to_broker([delivery.message for delivery in now])
+        self._answers.to_broker([delivery.message for delivery in now])
 
     def _write_events(self, store: Store, deliveries: Sequence[Delivery]) -> None:
         batches = [Incoming(d.site, d.box, d.message.payload, d.message.topic, d.received_at) for d in deliveries]
@@ -269,7 +236,7 @@ class Subscriber:
         counts.erased += written.erased
         if self._ack:
             for box, covered in written.covered.items():
-                self._acks.note(box, covered)
+                self._answers.note(box, covered)
 
     def _write_states(self, store: Store, deliveries: Sequence[Delivery]) -> None:
         heard: list[tuple[str, str, BoxState, datetime]] = []
@@ -295,18 +262,7 @@ class Subscriber:
             return
         self.counts.states += len(heard)
         if self._ack:
-            self._answer_births(store, {(site, box): state for site, box, state, _ in heard})
-
-    def _answer_births(self, store: Store, states: dict[tuple[str, str], BoxState]) -> None:
-        """Tell boxes what we hold even if they have nothing to send: how they learn of a restored backup (P23)."""
-        born = {box: state for box, state in states.items() if state.state == "online"}
-        for box, found in store.all_covered(list(born)).items() if born else ():
-            held = {covered.stream: covered for covered in found}
-            with contextlib.suppress(ValueError):
-                if 0 < (own := int(born[box].stream, 16)) < 2**63:
-                    held.setdefault(own, Covered(own, 0))
-            complete = len(found) < RECENT_STREAMS  # else there may be more
-            self._acks.note(box, held.values(), complete=complete)
+            self._answers.births(store, {(site, box): state for site, box, state, _ in heard})
 
     def _write_health(self, store: Store, deliveries: Sequence[Delivery]) -> None:
         try:
@@ -326,21 +282,9 @@ class Subscriber:
         self.counts.malformed += 1
         log.warning("malformed message on %s dropped: %s", delivery.message.topic, error)
 
-    def _ack_to_broker(self, messages: Sequence[Message]) -> None:
-        """Let the broker send more. One of an earlier connection is nobody's any more (P37)."""
-        for message in messages:
-            if message.qos and not self._outlet.ack(message) and message.generation == self._outlet.generation:
-                self._unacked.append(replace(message, payload=b""))
-
-    def _publish_acks(self) -> None:
-        now_s = time.monotonic()
-        for (site, box), covered in self._acks.due(now_s):
-            assert self.database is not None
-            payload = encode_ack(self.database, covered, complete=self._acks.is_complete((site, box)))
-            if self._outlet.publish(topic(site, box, "ack"), payload, qos=1, retain=True) is None:
-                return  # not connected: they stay owed
-            self._acks.said((site, box), now_s)
-            self.counts.acks += 1
+    def _say_acks(self) -> None:
+        assert self.database is not None
+        self.counts.acks += self._answers.publish(self.database)
 
     def _maintain(self, store: Store) -> None:
         """Make partitions, drop old ones; now and then."""
