@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from bridge import cli
 from bridge.ca import authority
@@ -20,7 +21,7 @@ from bridge.errors import BridgeError, ConfigError
 from bridge.retire import find, registry, retire, undo
 from bridge.rollout.driver import UNCOMMITTED
 from bridge.rollout.plan import Bundle
-from bridge.rollout.records import Records
+from bridge.rollout.records import Records, Rollout
 from bridge.store import Store
 from edge.wire import CameraHealth, Health, ModelHealth
 from tests.bridge.events import birth, confirmed, count, death, ended, presence, query, sent
@@ -218,6 +219,33 @@ def test_outcome_of_a_box_that_was_retired_later_stays(store: Store, dsn: str) -
         records.set_box(number, replace(box, state="committed"))
         put_away(dsn)
         assert [box.state for box in records.boxes(number)] == ["committed"]
+
+
+class Ended:
+    """A driver whose roll-out has run its course already."""
+
+    def __init__(self, records: Records, _settings: object, number: int) -> None:
+        self._records, self._number = records, number
+
+    def run(self, _stop: object) -> Rollout:
+        return replace(self._records.get(self._number), state="done")
+
+
+def test_new_roll_out_leaves_it_out_and_says_so(
+    store: Store, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bridge.rollout.verbs.Driver", Ended)
+    config = tmp_path / "bridge.yaml"
+    config.write_text(yaml.safe_dump({"id": "b", "dsn": as_role(dsn, "ingest")}))
+    start = ["rollout", "start", str(config), "--bundles", str(tmp_path), "--url", "https://centre/"]
+    put_away(dsn)
+    for boxes, status in ((["b1"], 1), (["b1", "b2"], 0)):
+        monkeypatch.setattr("bridge.rollout.verbs.read_bundles", lambda *_, boxes=boxes: bundles(*boxes))
+        assert cli.main(start) == status
+        said = capsys.readouterr()
+        assert "left out: lab/b1 is retired" in said.out
+        assert ("every bundle is for a retired box" in said.err) == bool(status)
+    assert query(dsn, "SELECT box FROM rollout_boxes") == [{"box": "b2"}]
 
 
 # The verb -------------------------------------------------------------------------------------------------------------
