@@ -22,6 +22,7 @@ from converters.bundles.package import (  # noqa: E402
 )
 from converters.errors import PackageError, QuantizeError  # noqa: E402
 from converters.nets.student import Student  # noqa: E402
+from converters.quantization.losses import layers, own_errors  # noqa: E402
 from converters.quantization.quantize import (  # noqa: E402
     export_onnx,
     network_input,
@@ -212,6 +213,20 @@ def test_ignoring_a_node_that_does_not_exist_is_an_error() -> None:
         quantize_openvino(model, SPEC, [PICTURES], ignored=["head.dfl"])
     with pytest.raises(QuantizeError, match="no node matches 'dfl'"):
         openvino_nodes(model, "dfl")
+
+
+def test_layers_read_all_at_once_give_what_each_gives_alone() -> None:
+    """They did not: OpenVINO loses a scale behind a convolution that an output reads beside its bias."""
+    plain = to_openvino(sharp_student().fused(), SPEC, ["logits"])
+    int8 = quantize_openvino(to_openvino(sharp_student().fused(), SPEC, ["logits"]), SPEC, [PICTURES], ranges="minmax")
+    picture = network_input(PICTURES[:1], SPEC)
+    together = own_errors(plain, int8, picture)
+    assert len(together) == 7  # two blocks of three convolutions, one linear layer
+    assert together[0][1] < 0.5
+    names = [name for name, _ in together]
+    for name, read in zip(names, layers(int8, names, picture, True), strict=True):
+        (alone,) = layers(int8, [name], picture, True)
+        assert np.abs(read - alone).mean() < 0.05 * np.abs(alone).mean()
 
 
 def test_an_ignored_node_stays_float() -> None:
