@@ -121,7 +121,7 @@ def describe_bundle(net: YOLOv10, size: int, origin: Origin, calibration: Sequen
         labels=("face",),
         opset=OPSET,
         architecture=f"YOLOv10{net.scale} (arXiv 2405.14458), {net.act}, {weights} weights with both heads; "
-        "one-to-one head, decoded in the graph, no top-k",
+        f"one-to-{net.answers} head, decoded in the graph, no top-k",
         calibration=Calibration(
             "training part of face_mask, mik1i, canada, liveportrait",
             len(calibration),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from converters.errors import ConvertError
 from converters.nets.yolov10_blocks import CIB, PSA, SPPF, Activation, Bottleneck, C2f, Concat, Conv, RepVGGDW, SCDown
-from converters.nets.yolov10_head import STRIDES, Detect
+from converters.nets.yolov10_head import STRIDES, Detect, Head
 
 Scale = Literal["n", "s", "m", "b", "l", "x"]
 
@@ -50,12 +50,16 @@ class YOLOv10(nn.Module):
         scale: one of the paper's sizes n, s, m, b, l, x.
         classes: number of classes.
         act: activation of every block.
+        answers: the head that is asked in the end. "one" is the paper's choice and leaves next to nothing to suppress;
+            a face whose centre lies between two cells can lose there, because each leaves it to the other. "many"
+            has ten cells that answer for a face, and needs suppression.
     """
 
-    def __init__(self, scale: Scale = "n", classes: int = 1, act: Activation = "relu") -> None:
+    def __init__(self, scale: Scale = "n", classes: int = 1, act: Activation = "relu", answers: Head = "one") -> None:
         super().__init__()
         shape = SHAPES[scale]
         self.scale, self.classes, self.act = scale, classes, act
+        self.answers: Head = answers
 
         def c(channels: int) -> int:
             scaled = min(channels, shape.max_channels) * shape.width
@@ -143,6 +147,11 @@ def anchors(width: int, height: int) -> tuple[Tensor, Tensor]:
     return torch.cat(points), torch.cat(strides)
 
 
+def detector() -> YOLOv10:
+    """Return our face detector, untrained: YOLOv10n, one class, ReLU, one-to-many head."""
+    return YOLOv10(answers="many")
+
+
 def load_weights(path: Path) -> YOLOv10:
     """Return our detector (n, one class, ReLU) with the weights of a training run or of a bundle's checkpoint.
 
@@ -154,7 +163,7 @@ def load_weights(path: Path) -> YOLOv10:
         state = {name: value.float() for name, value in state.get("average", state).items()}
     except (OSError, RuntimeError, pickle.UnpicklingError, AttributeError) as error:
         raise ConvertError(f"{path}: not a file of tensors ({error}); give a checkpoint.pt") from error
-    net = YOLOv10()
+    net = detector()
     try:
         net.load_state_dict(state)
     except RuntimeError as error:

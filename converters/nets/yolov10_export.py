@@ -1,4 +1,4 @@
-"""The part of YOLOv10 that a bundle carries: backbone and one-to-one head, decoded to boxes and scores."""
+"""The part of YOLOv10 that a bundle carries: backbone and the head that answers, decoded to boxes and scores."""
 
 from typing import cast
 
@@ -10,7 +10,7 @@ from converters.nets.yolov10_head import REG_MAX
 
 
 class Exported(nn.Module):
-    """The graph a bundle carries: one-to-one head, decoded, cut before any top-k.
+    """The graph a bundle carries: the head that answers, decoded, cut before any top-k and suppression.
 
     Contract of the decoder `yolov10`, in this order: `boxes` (B, A, 4) float32 xyxy in pixels of the network's input,
     `scores` (B, A, C) float32 in [0, 1]. A = (W/8)(H/8) + (W/16)(H/16) + (W/32)(H/32).
@@ -20,7 +20,7 @@ class Exported(nn.Module):
         """Prepare the head's constants.
 
         Args:
-            net: whose one-to-one head is exported.
+            net: whose head `answers` is exported.
             width: of the input, divisible by 32.
             height: of the input, divisible by 32.
             sixteen_bit: the graph may be computed in 16-bit floats, where the exponentials of the fast way overflow.
@@ -37,8 +37,9 @@ class Exported(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features, head = self.net.features(x), self.net.head
-        distances = torch.cat([_cells_first(m(f)) for m, f in zip(head.one2one_cv2, features, strict=True)], 1)
-        logits = torch.cat([_cells_first(m(f)) for m, f in zip(head.one2one_cv3, features, strict=True)], 1)
+        boxes, scores = head.branches(self.net.answers)
+        distances = torch.cat([_cells_first(m(f)) for m, f in zip(boxes, features, strict=True)], 1)
+        logits = torch.cat([_cells_first(m(f)) for m, f in zip(scores, features, strict=True)], 1)
         sides = self._expectation(distances.reshape(x.shape[0], -1, REG_MAX)).reshape(x.shape[0], -1, 4)
         centres, reach = cast(Tensor, self.centres), cast(Tensor, self.reach)
         return centres + reach * sides, logits.sigmoid()

@@ -1,7 +1,7 @@
 """The dual head of YOLOv10 (Wang et al. 2024, arXiv 2405.14458, section 3.1): distances and classes of every cell."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class DFL(nn.Module):
         """Turn (B, 4·16, A) logits into (B, 4, A) distances left, top, right, bottom in strides."""
         b, _, a = x.shape
         return cast(Tensor, self.conv(x.view(b, 4, REG_MAX, a).transpose(2, 1).softmax(1)).view(b, 4, a))
+
+
+Head = Literal["one", "many"]  # how many cells answer for one object
 
 
 class Detect(nn.Module):
@@ -75,10 +78,14 @@ class Detect(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return (distance logits (B, 64, A), class logits (B, C, A)) of the one-to-many and the one-to-one head."""
-        many = self._branch(features, self.cv2, self.cv3)
-        one = self._branch([x.detach() for x in features], self.one2one_cv2, self.one2one_cv3)
+        many = self._branch(features, *self.branches("many"))
+        one = self._branch([x.detach() for x in features], *self.branches("one"))
         return many, one
+
+    def branches(self, head: Head) -> tuple[nn.ModuleList, nn.ModuleList]:
+        """Return the branches for boxes and for scores of one of the heads, one per level."""
+        return (self.one2one_cv2, self.one2one_cv3) if head == "one" else (self.cv2, self.cv3)
 
     def one_to_one(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the one-to-one head's logits alone, shapes as in `forward`."""
-        return self._branch(features, self.one2one_cv2, self.one2one_cv3)
+        return self._branch(features, *self.branches("one"))

@@ -29,7 +29,7 @@ def input_of(size: int) -> Input:
 
 
 def exported(net: YOLOv10, size: int, sixteen_bit: bool = False) -> Exported:
-    """Return a fused copy of the one-to-one path for one input size; `net` stays as it is."""
+    """Return a fused copy of the path to the head that answers, for one input size; `net` stays as it is."""
     return Exported(copy.deepcopy(net).cpu().eval().fuse(), size, size, sixteen_bit).eval()
 
 

@@ -85,9 +85,9 @@ def parts_of(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, tuple[st
         return {name: (name,) for name in known[:TRIED]}
     parts: dict[str, tuple[str, ...]] = {}
     for name in known:
-        # model.8.m.0.cv1 belongs to stage model.8, model.23.one2one_cv2.0.1 to branch model.23.one2one_cv2.0.
+        # model.8.m.0.cv1 belongs to stage model.8, model.23.cv2.0.1 of the head to its branch model.23.cv2.0.
         words = modules[name].split(".")
-        part = ".".join(words[: 4 if words[2:3] and words[2].startswith("one2one") else 2])
+        part = ".".join(words[: 4 if words[1:2] == ["23"] else 2])
         parts[part] = (*parts.get(part, ()), name)
     return parts
 

@@ -33,7 +33,7 @@ from converters.data.augment_detection import Pool, Rates, view
 from converters.data.detection import PURPOSES, Sample, digests, face_mask, training_set
 from converters.errors import ConvertError
 from converters.evaluation.detector import average_precision, predict_torch
-from converters.nets.yolov10 import YOLOv10, anchors, load_weights
+from converters.nets.yolov10 import YOLOv10, anchors, detector, load_weights
 from converters.training.detector_loss import DualLoss
 
 Phases = tuple[tuple[float, tuple[int, ...]], ...]
@@ -298,7 +298,7 @@ def _work(rank: int, args: argparse.Namespace) -> None:
     console = Console(quiet=rank > 0)
     with console.status("reading pictures"):
         samples = training_set(args.data)
-    net = load_weights(args.start) if args.start else YOLOv10()
+    net = load_weights(args.start) if args.start else detector()
     trainer = Trainer(net, samples, plan, args.work, rank, args.processes)
     if trainer.resume():
         console.print(f"going on at step {trainer.step}, {trainer.elapsed_s / 60:.1f} of {plan.minutes:g} minutes done")

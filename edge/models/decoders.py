@@ -14,8 +14,10 @@ from edge.models.manifest import Input
 
 Floats = NDArray[np.float32]
 
-# Boxes kept before suppression: 300 is YOLOv10's own limit, and the most a 640 px frame of faces ever holds.
+# Boxes kept after suppression: 300 is YOLOv10's own limit, and the most a 640 px frame of faces ever holds.
 TOP_K = 300
+# Boxes compared at all, best first: a dozen cells answer for one face.
+CANDIDATES = 3000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ Decode = Callable[[Sequence[Floats], Input, float], Detections]
 def yolov10(outputs: Sequence[Floats], source: Input, threshold: float) -> Detections:
     """Read `boxes` (1, A, 4) xyxy in input pixels and `scores` (1, A, 1) in [0, 1].
 
-    YOLOv10 is trained to give one box per object, yet now and then gives two of the same face (THU-MIG/yolov10
-    issue 236), so boxes of IoU > 0.5 are suppressed. Two such boxes overlap by 0.55 to 0.7 and would start a second
-    track; 0.5 instead of 0.7 also gains 0.2 points of AP50 on our detector at 640.
+    The one-to-many head gives some ten boxes a face; the one-to-one head is trained to give one, yet now and then
+    gives two (THU-MIG/yolov10 issue 236). Boxes of IoU > 0.5 with a better one are suppressed: those of one face
+    overlap by 0.55 and more, and would start a second track.
     """
     boxes, scores = outputs[0][0], outputs[1][0, :, 0]
     return _keep(boxes, scores, None, threshold, iou_threshold=0.5)
@@ -89,8 +91,8 @@ def _keep(
 ) -> Detections:
     # Threshold first: of 8,400 anchors a handful is left, and everything after costs microseconds.
     kept = np.flatnonzero(scores >= threshold)
-    kept = kept[np.argsort(-scores[kept], kind="stable")[:TOP_K]]
-    kept = kept[nms(boxes[kept], scores[kept], iou_threshold)]
+    kept = kept[np.argsort(-scores[kept], kind="stable")[:CANDIDATES]]
+    kept = kept[nms(boxes[kept], scores[kept], iou_threshold)[:TOP_K]]
     return Detections(
         np.ascontiguousarray(boxes[kept], np.float32),
         np.ascontiguousarray(scores[kept], np.float32),

@@ -33,6 +33,15 @@ def test_yolov10_takes_at_most_300_boxes():
     assert found.score[0] == np.float32(0.9)
 
 
+def test_yolov10_finds_every_face_of_a_crowd_although_a_dozen_boxes_answer_for_each():
+    corner = np.arange(100, dtype=np.float32)[:, None] * 20
+    faces = corner + np.array([0, 0, 15, 15], np.float32)
+    boxes = np.concatenate([faces + np.float32(0.1 * k) for k in range(12)])[None]
+    scores = np.linspace(0.9, 0.5, 1200, dtype=np.float32).reshape(1, 1200, 1)
+    found = DECODERS["yolov10"]([boxes, scores], SQUARE, 0.1)
+    np.testing.assert_array_equal(found.xyxy, faces)
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_no_face_is_an_empty_array(name):
     outputs = {
