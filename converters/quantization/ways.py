@@ -63,7 +63,8 @@ class Way:
     def __str__(self) -> str:
         """Say it in the words of the table and the manifest."""
         attention = "" if self.attention else ", attention in float"
-        return f"{self.ranges} ranges{attention}{f', {self.spared} parts in float' if self.spared else ''}"
+        parts = f", {self.spared} part{'s' if self.spared > 1 else ''} in float" if self.spared else ""
+        return f"{self.ranges} ranges{attention}{parts}"
 
 
 # The first two are both tried and the better kept; the others, with that one's attention, only while too much is lost:

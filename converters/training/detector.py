@@ -262,6 +262,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConvertError(f"--sizes {bad}: an input side must be a multiple of 32, at least 64")
     if args.processes < 1 or args.batch % args.processes:
         raise ConvertError(f"--batch {args.batch} does not divide among --processes {args.processes}; change one")
+    if not (args.data / "detection").is_dir():
+        raise ConvertError(f"--data {args.data}: no folder detection/ here; name the data folder its README describes")
+    if args.start:
+        load_weights(args.start)  # said here, in a line, instead of by a process that fails
     args.work.mkdir(parents=True, exist_ok=True)
     if args.processes == 1:
         _work(0, args)

@@ -99,6 +99,14 @@ def test_plans_that_cannot_run_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_without_data_is_named_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train-detector", "--data", str(tmp_path / "nowhere"), "--work", str(tmp_path / "run")]) == 1
+    assert "nowhere: no folder detection/ here" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+
+
 PARENT = """
 import time
 from multiprocessing import get_context
