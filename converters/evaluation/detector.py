@@ -36,8 +36,9 @@ from edge.models.runtime import LIBRARIES, Runtime, candidates
 from edge.track.letterbox import Letterbox
 
 LOW_SCORE = 0.001  # AP needs the whole curve, not what a box would publish
-# F1 that a higher threshold may cost: a face missed in one frame is found in the next, a false visit stays for ever.
-FOR_PRECISION = 0.04
+# What a threshold is set for: a face missed in one frame is found in the next, a false visit stays for ever. So nearly
+# everything found shall be a face, as long as that costs no more than so much F1.
+PRECISION, AT_MOST = 0.975, 0.05
 IOUS = tuple(np.arange(0.5, 1.0, 0.05).round(2).tolist())
 
 Sides = tuple[float, float]
@@ -180,7 +181,7 @@ def report(pictures: Sequence[Scored], threshold: float) -> Report:
 
 
 def tune_threshold(pictures: Sequence[Scored], negatives: Sequence[Scored], per_negatives: int = 50) -> float:
-    """Return the highest score threshold whose F1 is within `FOR_PRECISION` of the best.
+    """Return the lowest score threshold with `PRECISION`, or with the best F1 where that would cost too much of it.
 
     Only those count that leave at most one false box per `per_negatives` negatives.
 
@@ -189,13 +190,19 @@ def tune_threshold(pictures: Sequence[Scored], negatives: Sequence[Scored], per_
         negatives: pictures without faces the model was tuned beside, not those it is reported on; may be empty.
     """
     f1: dict[float, float] = {}
+    precise: list[float] = []
     scores = np.concatenate([found.score for found, _ in negatives] or [np.zeros(0, np.float32)])
     for threshold in np.arange(0.05, 0.90, 0.01).round(2).tolist():
         if int((scores >= threshold).sum()) * per_negatives > len(negatives):
             continue
         true, found, faces = counts(pictures, threshold)
         f1[threshold] = 2 * true / max(found + faces, 1)
-    return max((t for t, value in f1.items() if value >= max(f1.values()) - FOR_PRECISION), default=0.5)
+        if true >= PRECISION * found:
+            precise.append(threshold)
+    if not f1:
+        return 0.5
+    best = max(f1, key=lambda t: f1[t])
+    return next((t for t in precise if f1[t] >= f1[best] - AT_MOST), best)
 
 
 def counts(pictures: Sequence[Scored], threshold: float) -> tuple[int, int, int]:

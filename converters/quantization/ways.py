@@ -171,7 +171,8 @@ class Attempt(Generic[Result]):
 
     def __str__(self) -> str:
         """Say the way and its losses."""
-        return f"{self.way}: " + ", ".join(f"{name} −{drop:.2f}" for name, drop in self.drops.items())
+        gains = {name: f"{-drop:+.2f}".replace("-", "−") for name, drop in self.drops.items()}
+        return f"{self.way}: " + ", ".join(f"{name} {gain}" for name, gain in gains.items())
 
 
 @dataclass(frozen=True)
