@@ -18,6 +18,7 @@ from edge.install import program, system, users
 from edge.publish.outbox import Outbox
 from edge.wire import Covered, Presence, Vocabulary
 from tests import wheelhouse
+from tests.edge.publish.lives import kill
 
 DATABASE, PRESENCE = UUID(int=1), Presence(0, 0, 60_000, 1, 500, 1)
 PASSWD = "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
@@ -293,7 +294,7 @@ def test_a_box_whose_events_the_centre_does_not_have_is_not_reset_unless_told(
     running.commit(0.0)
     assert main(["reset", "--root", str(root)]) == 1
     assert "is in use by another process; stop that one first" in capsys.readouterr().err
-    running._file._db.close()  # it is killed
+    kill(running)
     assert main(["reset", "--root", str(root)]) == 1
     assert "7 events wait in " in capsys.readouterr().err
     again = open_outbox(state, stream=2)
