@@ -131,10 +131,14 @@ def nms(xyxy: NDArray[Float], score: NDArray[Float], iou_threshold: float) -> ND
     with np.errstate(invalid="ignore"):  # two boxes without area that cross: 0 / 0, and above no threshold
         i, j, overlap = overlapping_pairs(boxes, boxes)
     close = (i < j) & (overlap > iou_threshold)
-    # Usually no two boxes are that close, and then nothing is left to do: 50 µs instead of 25 a box.
+    i, j = i[close], j[close]
+    # One step for each box that is kept and has others near it, not for each pair: 55 µs instead of 320 for five faces
+    # of fifteen boxes each.
     dropped = np.zeros(len(boxes), np.bool_)
-    for better, worse in zip(i[close].tolist(), j[close].tolist(), strict=True):  # by descending score of the better
-        dropped[worse] |= not dropped[better]
+    ends = np.searchsorted(i, np.arange(len(boxes) + 1)).tolist()
+    for better in np.unique(i).tolist():  # by descending score
+        if not dropped[better]:
+            dropped[j[ends[better] : ends[better + 1]]] = True
     return order[~dropped]
 
 
